@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# One flat Makefile. `make help` lists the targets and the switches.
+
+VERSION := $(shell sed -n 's/^#define SPINDLE_VERSION "\(.*\)"/\1/p' reactor/base.h)
+PREFIX ?= /usr/local
+PYTHON ?= /usr/bin/python3
+comma := ,
+
+# A sanitizer build keeps to a directory of its own.
+BUILD := build$(if $(SAN),/$(subst $(comma),-,$(SAN)))
+
+CSTD := -std=gnu11 -D_GNU_SOURCE -I.
+WARN := -Wall -Wextra -Wshadow -Wvla -Wundef -Wpointer-arith -Wcast-qual -Wwrite-strings \
+	-Wstrict-prototypes -Wmissing-prototypes -Wredundant-decls -Wformat=2 \
+	-Wimplicit-fallthrough -Wconversion -Wno-sign-conversion
+ifneq ($(findstring clang,$(shell $(CC) --version 2>/dev/null | head -1)),)
+WARN += -Wthread-safety -Wshorten-64-to-32
+endif
+ifeq ($(WERROR),1)
+WARN += -Werror
+endif
+
+HARDEN := -fstack-protector-strong -fPIE
+HARDEN_LD := -pie -Wl,-z,relro,-z,now
+ifeq ($(SAN),)
+ifeq ($(DEBUG),1)
+OPT := -O0 -g3
+else
+OPT := -O2 -g -DNDEBUG
+HARDEN += -D_FORTIFY_SOURCE=2
+endif
+else
+# Sanitizers want frames and asserts; only they tell about races and overruns.
+OPT := -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN)
+ifneq ($(findstring undefined,$(SAN)),)
+OPT += -fno-sanitize-recover=undefined
+endif
+LDFLAGS += -fsanitize=$(SAN)
+endif
+
+CFLAGS_ALL = $(CSTD) $(OPT) $(HARDEN) $(WARN) -MMD -MP $(CFLAGS)
+LIBS := -luring -ljson-c -lnuma -lpthread
+
+CORE_SRC := $(wildcard reactor/*.c hugepages/*.c bdev/*.c vhost/*.c)
+RPC_SRC := $(wildcard rpc/*.c)
+OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,main.c $(RPC_SRC) $(CORE_SRC))
+CORE_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(CORE_SRC) $(RPC_SRC))
+
+FE_SRC := $(wildcard test/frontend/*.c)
+FE_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(FE_SRC))
+UNIT_SRC := $(filter-out test/unit/harness.c,$(wildcard test/unit/test_*.c))
+UNIT_BIN := $(patsubst test/unit/%.c,$(BUILD)/test/unit/%,$(UNIT_SRC))
+FUZZ_SRC := $(wildcard test/fuzz/fuzz_*.c)
+FUZZ_BIN := $(patsubst test/fuzz/%.c,$(BUILD)/test/fuzz/%,$(FUZZ_SRC))
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
+
+all: $(BUILD)/bin/vhost
+
+help:
+	@echo 'make [target] [V=1] [DEBUG=1] [SAN=address|undefined|thread] [CC=gcc|clang] [WERROR=1]'
+	@echo '  all               $(BUILD)/bin/vhost (default)'
+	@echo '  check             all test suites below'
+	@echo '  check-unit        cmocka tests of each part'
+	@echo '  check-functional  the real binary, driven over RPC and by a front end of our own'
+	@echo '  check-guest       a real guest in QEMU'
+	@echo '  check-fuzz        replay of the fuzzing corpora'
+	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
+	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon'
+	@echo '  lint              layers, clang-tidy, cppcheck'
+	@echo '  format            clang-format on what differs'
+	@echo '  install           to DESTDIR, PREFIX ($(PREFIX))'
+	@echo '  clean             remove $(BUILD)'
+
+$(BUILD)/bin/vhost: $(OBJ)
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(HARDEN_LD) $(LDFLAGS) -o $@ $(OBJ) $(LIBS)
+
+$(BUILD)/obj/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CFLAGS_ALL) -c -o $@ $<
+
+# The front end is also loaded by Python, so its objects are position independent.
+$(FE_OBJ): HARDEN := -fstack-protector-strong -fPIC
+$(BUILD)/test/libfrontend.a: $(FE_OBJ)
+	@mkdir -p $(@D)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(FE_OBJ)
+$(BUILD)/test/libfrontend.so: $(FE_OBJ)
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) -shared $(LDFLAGS) -o $@ $(FE_OBJ) -lpthread
+
+$(BUILD)/test/bench: $(BUILD)/obj/test/bench/bench.o $(BUILD)/test/libfrontend.a
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(HARDEN_LD) $(LDFLAGS) -o $@ $^ -lpthread
+
+# Unit tests link the whole project but main.c; allocation goes through a wrapper
+# so that a test can make the n-th call fail.
+UNIT_WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+$(BUILD)/test/unit/%: $(BUILD)/obj/test/unit/%.o $(BUILD)/obj/test/unit/harness.o \
+		$(CORE_OBJ) $(BUILD)/test/libfrontend.a
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(HARDEN_LD) $(LDFLAGS) $(UNIT_WRAP) -o $@ $^ -lcmocka $(LIBS)
+
+# Fuzzers: with clang and FUZZ=1 libFuzzer itself, else a main that replays a corpus.
+FUZZ_LIB := $(if $(FUZZ),-fsanitize=fuzzer,)
+$(BUILD)/test/fuzz/%: $(BUILD)/obj/test/fuzz/%.o $(if $(FUZZ),,$(BUILD)/obj/test/fuzz/replay.o) $(CORE_OBJ)
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(HARDEN_LD) $(LDFLAGS) $(FUZZ_LIB) -o $@ $^ $(LIBS)
+
+tests: all $(UNIT_BIN) $(FUZZ_BIN) $(BUILD)/test/libfrontend.a build/test/libfrontend.so
+
+# Python loads the front end, so that one is never a sanitized one.
+ifneq ($(SAN),)
+build/test/libfrontend.so: FORCE
+	@$(MAKE) --no-print-directory SAN= $@
+endif
+FORCE:
+
+check: tests
+	@BUILD=$(BUILD) test/run.sh unit functional guest fuzz
+check-unit check-functional check-guest check-fuzz: check-%: tests
+	@BUILD=$(BUILD) test/run.sh $*
+
+fuzz:
+	@$(MAKE) --no-print-directory CC=clang FUZZ=1 SAN=address,undefined \
+		CFLAGS='$(CFLAGS) -fsanitize=fuzzer-no-link' BUILD=build/fuzz fuzz-run
+fuzz-run: $(FUZZ_BIN)
+	@test/fuzz/run.sh $(BUILD) $(or $(FUZZ_SECONDS),60)
+
+bench: all $(BUILD)/test/bench
+	@BUILD=$(BUILD) $(PYTHON) test/bench/run.py $(BENCH_ARGS)
+
+lint:
+	@scripts/check-layers.sh
+	@scripts/lint.sh
+
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h')
+
+install: all
+	install -D -m 0755 $(BUILD)/bin/vhost $(DESTDIR)$(PREFIX)/sbin/spindle-vhost
+	install -D -m 0755 scripts/rpc.py $(DESTDIR)$(PREFIX)/bin/spindle-rpc
+	install -D -m 0755 scripts/setup.sh $(DESTDIR)$(PREFIX)/sbin/spindle-setup
+	install -d $(DESTDIR)$(PREFIX)/share/doc/spindle
+	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/spindle
+
+clean:
+	rm -rf $(BUILD)
+
+version:
+	@echo $(VERSION)
+
+.PHONY: all help tests check check-unit check-functional check-guest check-fuzz fuzz fuzz-run \
+	bench lint format install clean version FORCE
+.SECONDARY:
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

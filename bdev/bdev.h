@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The block layer, as its users see it (vhost/ and rpc/): one kind of request,
+ * bdevs by name, one channel per bdev and reactor.
+ *
+ * Life: a backend's create call makes the bdev on the control thread (slow
+ * parts on a worker) and registers it. A user opens it with a descriptor, gets
+ * a channel on each reactor it works on, and submits requests on it. A deleted
+ * bdev leaves the name space at once, tells its users (BDEV_EVENT_REMOVE), and
+ * is destroyed when the last of them has closed.
+ *
+ * Offsets and lengths are bytes throughout.
+ */
+#ifndef SPINDLE_BDEV_H
+#define SPINDLE_BDEV_H
+
+#include "reactor/base.h"
+#include "reactor/inbox.h"
+
+#include <sys/uio.h>
+
+struct reactor;
+struct bdev_channel;
+struct bdev_ops;
+
+#define BDEV_NAME_MAX 256	/* with the NUL */
+#define BDEV_UUID_STR 37
+#define BDEV_REASON_MAX 256
+
+/* ------- requests ------- */
+
+enum bdev_io_type {
+	BDEV_READ,
+	BDEV_WRITE,
+	BDEV_FLUSH,		/* all writes completed so far become durable */
+	BDEV_DISCARD,		/* contents undefined afterwards; space may be freed */
+	BDEV_WRITE_ZEROES,
+	BDEV_IO_TYPES
+};
+
+/* WRITE_ZEROES must leave the range allocated. */
+#define BDEV_IO_NO_UNMAP 0x1
+
+/*
+ * One request. The submitter owns it until done() is called; done runs on the
+ * reactor that submitted, in a later step than bdev_submit(), never inside it.
+ * status is 0 or -errno.
+ */
+struct bdev_io {
+	/* Filled in by the submitter; the backend changes none of it. */
+	struct bdev_channel *ch;
+	uint64_t offset;
+	uint64_t length;	/* = the sum of iov for READ and WRITE; 0 for FLUSH */
+	struct iovec *iov;
+	uint32_t iovcnt;
+	uint8_t type;		/* enum bdev_io_type */
+	uint8_t flags;
+	uint16_t reserved;
+	void (*done)(struct bdev_io *io, int status);
+	/* The block layer's. */
+	uint64_t submit_tsc;
+	struct bdev_io *next;
+	/* The backend's. */
+	CACHE_ALIGNED struct msg msg;	/* the way home from a foreign thread */
+	int status;			/* carried by msg */
+	uint32_t reserved2;
+	uint64_t scratch[13];
+};
+
+/*
+ * Hand over one request. Cannot refuse: out of range or misaligned completes
+ * with -EINVAL, a change of a read-only bdev with -EROFS, an unsupported type
+ * with -EOPNOTSUPP, and a full backend makes requests wait. done() is never
+ * called from inside.
+ */
+void bdev_submit(struct bdev_io *io) REACTOR_ONLY;
+
+/* ------- bdevs ------- */
+
+struct bdev_latency {
+	counter64 ticks, max, min;	/* tsc; min is UINT64_MAX when nothing was done */
+};
+
+/* Written by the channel's reactor alone, read by anyone. */
+struct bdev_stats {
+	counter64 ops[BDEV_IO_TYPES], bytes[BDEV_IO_TYPES], errors[BDEV_IO_TYPES];
+	struct bdev_latency latency[BDEV_IO_TYPES];
+};
+
+/* Fields are written by the control thread alone; size also read by reactors. */
+struct bdev {
+	struct list node;		/* in creation order */
+	char name[BDEV_NAME_MAX];
+	char uuid[BDEV_UUID_STR];
+	const struct bdev_ops *ops;
+	_Atomic uint64_t size;		/* bytes, a multiple of block_size */
+	uint32_t block_size;		/* 512 or 4096: alignment of every request */
+	uint32_t physical_block_size;	/* >= block_size; a smaller write is read-modify-write */
+	uint32_t optimal_io_size;	/* bytes, 0: not known */
+	uint32_t discard_granularity;	/* bytes, 0: no discard */
+	uint32_t supported;		/* 1 << enum bdev_io_type */
+	bool readonly;
+	bool write_cache;		/* writes are volatile until FLUSH */
+	bool removing;			/* left the name space */
+	bool claimed;			/* another bdev writes through it; nobody else may */
+	struct list descs;		/* struct bdev_desc.node */
+	struct bdev_channel **channels;	/* by reactor index */
+	unsigned int channel_count;	/* of those that are not NULL */
+	struct bdev_stats closed_stats;	/* of channels that are gone */
+	struct bdev_result *deleting;	/* who waits for the end */
+};
+
+static inline uint64_t bdev_size(const struct bdev *bdev)
+{
+	return atomic_load_explicit(&bdev->size, memory_order_relaxed);
+}
+
+static inline bool bdev_supports(const struct bdev *bdev, enum bdev_io_type type)
+{
+	return bdev->supported & (1u << type);
+}
+
+struct bdev *bdev_find(const char *name_or_uuid) CONTROL_ONLY;
+/* In creation order; NULL starts, NULL ends. */
+struct bdev *bdev_next(struct bdev *after) CONTROL_ONLY;
+
+/* ------- using a bdev ------- */
+
+enum bdev_event {
+	BDEV_EVENT_RESIZE,	/* size changed; already visible */
+	BDEV_EVENT_REMOVE,	/* end your I/O, put your channels, close */
+};
+
+/* Embedded in the user; `event` is called on the control thread. */
+struct bdev_desc {
+	struct list node;
+	struct bdev *bdev;
+	void (*event)(struct bdev_desc *desc, enum bdev_event event);
+};
+
+/* 0; -ENODEV unknown; -EPERM claimed by another bdev (claim wants it alone). */
+int bdev_open(const char *name, bool claim, struct bdev_desc *desc) CONTROL_ONLY;
+/* All channels of this user must have been put. desc->bdev is NULL after. */
+void bdev_close(struct bdev_desc *desc) CONTROL_ONLY;
+
+/*
+ * The channel of this bdev on r, counted. A message posted to r after this
+ * call finds it open. NULL when out of memory. The bdev must stay open.
+ */
+struct bdev_channel *bdev_channel_get(struct bdev_desc *desc, struct reactor *r) CONTROL_ONLY;
+/* No request of the caller may be in flight. NULL is allowed. */
+void bdev_channel_put(struct bdev_channel *ch) CONTROL_ONLY;
+/*
+ * Ask the backend to end what it holds back on purpose or without end (fault
+ * injection). Those requests complete with -ECANCELED. Any other: no effect.
+ */
+void bdev_channel_cancel(struct bdev_channel *ch) REACTOR_ONLY;
+struct bdev *bdev_channel_bdev(const struct bdev_channel *ch);
+/* Requests submitted and not yet done; any thread, approximate. */
+uint64_t bdev_channel_inflight(const struct bdev_channel *ch);
+
+/* ------- results of slow calls ------- */
+
+/*
+ * How create, delete, rescan and resize answer. The caller owns it and keeps it
+ * until fn has been called, on the control thread, perhaps before the call that
+ * was given it returns. status 0 or -errno, reason "" or a sentence for people.
+ */
+struct bdev_result {
+	void (*fn)(struct bdev_result *res);
+	int status;
+	char reason[BDEV_REASON_MAX];
+	struct bdev *bdev;	/* create: the new bdev, on success */
+};
+
+/*
+ * Delete by name. ops restricts it to bdevs of one backend (NULL: any), by
+ * -ENODEV. The answer comes when the bdev is gone, which waits for its users'
+ * I/O to end.
+ */
+void bdev_delete(const char *name, const struct bdev_ops *ops, struct bdev_result *res) CONTROL_ONLY;
+/* At exit: delete all of them, then call done on the control thread. */
+void bdev_delete_all(void (*done)(void)) CONTROL_ONLY;
+
+/* ------- statistics ------- */
+
+/* Sums of all channels and of those gone, since the last reset. */
+void bdev_get_stats(const struct bdev *bdev, struct bdev_stats *out) CONTROL_ONLY;
+/* One channel's, by reactor index; false when there is none. */
+bool bdev_get_channel_stats(const struct bdev *bdev, unsigned int reactor,
+			    struct bdev_stats *out) CONTROL_ONLY;
+/* maxmin_only: keep the counts, forget the extremes. NULL: every bdev. */
+void bdev_reset_stats(struct bdev *bdev, bool maxmin_only, struct bdev_result *res) CONTROL_ONLY;
+
+/* ------- backends ------- */
+
+/* All strings are copied. name NULL: the next free default name. uuid NULL: random. */
+struct bdev_null_opts {
+	const char *name;
+	const char *uuid;
+	uint64_t num_blocks;
+	uint32_t block_size;
+	uint32_t physical_block_size;	/* 0: block_size */
+};
+extern const struct bdev_ops bdev_null_ops;
+void bdev_null_create(const struct bdev_null_opts *opts, struct bdev_result *res) CONTROL_ONLY;
+/* -EINVAL for a shrink below what it is now. */
+void bdev_null_resize(const char *name, uint64_t size, struct bdev_result *res) CONTROL_ONLY;
+
+struct bdev_malloc_opts {
+	const char *name;
+	const char *uuid;
+	uint64_t num_blocks;
+	uint32_t block_size;
+	uint32_t physical_block_size;	/* 0: block_size */
+	uint32_t optimal_io_boundary;	/* blocks; only reported */
+	int numa_node;			/* -1: any */
+};
+extern const struct bdev_ops bdev_malloc_ops;
+void bdev_malloc_create(const struct bdev_malloc_opts *opts, struct bdev_result *res) CONTROL_ONLY;
+const struct bdev_malloc_opts *bdev_malloc_get_opts(const struct bdev *bdev);
+
+/* One backend under SPDK's two names: "aio" and "uring" differ in what they report. */
+enum bdev_file_kind { BDEV_FILE_AIO, BDEV_FILE_URING };
+struct bdev_file_opts {
+	enum bdev_file_kind kind;
+	const char *name;
+	const char *uuid;
+	const char *filename;
+	uint32_t block_size;	/* 0: the device's own; 512 for a file */
+	bool readonly;
+	bool fallocate;		/* SPDK's flag; ours always can; only reported */
+	bool nowait;		/* likewise */
+	bool no_lock;		/* do not take or test the image's OFD locks */
+};
+extern const struct bdev_ops bdev_aio_ops, bdev_uring_ops;
+void bdev_file_create(const struct bdev_file_opts *opts, struct bdev_result *res) CONTROL_ONLY;
+/* Look at the file's size again. ops: bdev_aio_ops or bdev_uring_ops. */
+void bdev_file_rescan(const char *name, const struct bdev_ops *ops, struct bdev_result *res) CONTROL_ONLY;
+const struct bdev_file_opts *bdev_file_get_opts(const struct bdev *bdev);
+
+/*
+ * Fault: a bdev over another, which it claims. Error injection as SPDK's
+ * bdev_error, latencies as its bdev_delay; both kinds are this one backend.
+ */
+enum bdev_fault_kind { BDEV_FAULT_ERROR, BDEV_FAULT_DELAY };
+enum bdev_fault_mode {
+	BDEV_FAULT_CLEAR,
+	BDEV_FAULT_FAIL,	/* complete with -EIO */
+	BDEV_FAULT_NOMEM,	/* complete with -ENOMEM */
+	BDEV_FAULT_PENDING,	/* never complete until deleted, cancelled or cleared */
+	BDEV_FAULT_CORRUPT,	/* flip a byte of the data of READ, before WRITE of a copy */
+};
+struct bdev_fault_opts {
+	enum bdev_fault_kind kind;
+	const char *base;
+	const char *name;	/* NULL: EE_<base> for BDEV_FAULT_ERROR */
+	const char *uuid;
+	/* BDEV_FAULT_DELAY, microseconds; p99 ones hit one request in a hundred */
+	uint64_t avg_read_us, p99_read_us, avg_write_us, p99_write_us;
+};
+extern const struct bdev_ops bdev_error_ops, bdev_delay_ops;
+void bdev_fault_create(const struct bdev_fault_opts *opts, struct bdev_result *res) CONTROL_ONLY;
+const struct bdev_fault_opts *bdev_fault_get_opts(const struct bdev *bdev);
+/* The next `count` requests of this type (BDEV_IO_TYPES: any type). */
+struct bdev_fault_injection {
+	unsigned int type;
+	enum bdev_fault_mode mode;
+	uint64_t count;
+	uint64_t queue_depth;	/* fail only while more than this many are in flight */
+	uint64_t corrupt_offset;
+	uint8_t corrupt_value;	/* 0: flip all bits */
+};
+void bdev_fault_inject(const char *name, const struct bdev_fault_injection *inj,
+		       struct bdev_result *res) CONTROL_ONLY;
+/* which: "avg_read", "p99_read", "avg_write" or "p99_write". */
+void bdev_fault_set_latency(const char *name, const char *which, uint64_t us,
+			    struct bdev_result *res) CONTROL_ONLY;
+
+#endif

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * malloc: a disk in memory, in huge pages of a NUMA node where there are any.
+ * It forgets everything with the bdev. Requests are copied at submit, on the
+ * reactor; since each call copies all it was given, two reactors may race on a
+ * block as two writers of a real disk do, and no worse.
+ *
+ * The memory is allocated (and so zeroed) and freed on a worker, to which the
+ * malloc_bdev belongs meanwhile.
+ */
+#include "bdev/bdev_backend.h"
+
+#include "hugepages/hugepages.h"
+#include "reactor/log.h"
+#include "reactor/worker.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Owned by the control thread; reactors read and write what `area` maps. */
+struct malloc_bdev {
+	struct bdev bdev;
+	struct bdev_malloc_opts opts;	/* the strings are ours */
+	struct huge_area area;
+	struct job job;
+	struct bdev_result *res;
+	int status;
+	char reason[BDEV_REASON_MAX];
+};
+
+static struct malloc_bdev *malloc_of(struct bdev *bdev)
+{
+	return container_of(bdev, struct malloc_bdev, bdev);
+}
+
+static void malloc_free(struct malloc_bdev *mb)
+{
+	if (!mb)
+		return;
+	free((char *)(uintptr_t)mb->opts.name);
+	free((char *)(uintptr_t)mb->opts.uuid);
+	free(mb);
+}
+
+/* ------- requests ------- */
+
+static void malloc_submit(struct bdev_io *io)
+{
+	char *data = (char *)malloc_of(io->ch->bdev)->area.addr + io->offset;
+
+	reactor_assert();
+	switch (io->type) {
+	case BDEV_READ:
+		bdev_buf_to_iov(data, io->iov, io->iovcnt, 0, io->length);
+		break;
+	case BDEV_WRITE:
+		bdev_iov_to_buf(io->iov, io->iovcnt, 0, data, io->length);
+		break;
+	case BDEV_DISCARD:
+	case BDEV_WRITE_ZEROES:
+		memset(data, 0, io->length);
+		break;
+	default:
+		break;
+	}
+	bdev_io_done_later(io, 0);
+}
+
+/* ------- creation ------- */
+
+CONTROL_ONLY static void create_failed(struct malloc_bdev *mb)
+{
+	struct bdev_result *res = mb->res;
+	int status = mb->status;
+	char reason[BDEV_REASON_MAX];
+
+	memcpy(reason, mb->reason, sizeof(reason));
+	malloc_free(mb);
+	bdev_result_done(res, status, NULL, "%s", reason);
+}
+
+static void free_run(struct job *job)
+{
+	huge_free(&container_of(job, struct malloc_bdev, job)->area);
+}
+
+static void create_freed(struct job *job)
+{
+	control_assert();
+	create_failed(container_of(job, struct malloc_bdev, job));
+}
+
+static void create_run(struct job *job)
+{
+	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+
+	mb->status = huge_alloc(bdev_size(&mb->bdev), mb->opts.numa_node, &mb->area);
+}
+
+static void create_allocated(struct job *job)
+{
+	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+	struct huge_stats stats;
+
+	control_assert();
+	if (mb->status < 0) {
+		snprintf(mb->reason, sizeof(mb->reason), "cannot allocate %llu bytes%s: %s",
+			 (unsigned long long)bdev_size(&mb->bdev),
+			 mb->opts.numa_node >= 0 ? " on that NUMA node" : "",
+			 strerror(-mb->status));
+		create_failed(mb);
+		return;
+	}
+	mb->status = bdev_register(&mb->bdev, mb->opts.name, "Malloc", mb->opts.uuid, mb->reason);
+	if (mb->status < 0) {
+		job->run = free_run;
+		job->done = create_freed;
+		worker_submit(job);
+		return;
+	}
+	huge_get_stats(&stats);
+	if (stats.fell_back && mb->area.page_size == (size_t)sysconf(_SC_PAGESIZE))
+		log_warning("%s: no huge pages are free, its memory is in normal pages",
+			    mb->bdev.name);
+	bdev_result_done(mb->res, 0, &mb->bdev, NULL);
+}
+
+CONTROL_ONLY static int check_opts(const struct bdev_malloc_opts *opts,
+				   char reason[BDEV_REASON_MAX])
+{
+	uint64_t size;
+
+	if (opts->block_size != 512 && opts->block_size != 4096) {
+		snprintf(reason, BDEV_REASON_MAX, "block_size %u is not 512 or 4096",
+			 opts->block_size);
+		return -EINVAL;
+	}
+	if (opts->num_blocks == 0 ||
+	    __builtin_mul_overflow(opts->num_blocks, (uint64_t)opts->block_size, &size) ||
+	    size > INT64_MAX) {
+		snprintf(reason, BDEV_REASON_MAX, "num_blocks %llu is not possible",
+			 (unsigned long long)opts->num_blocks);
+		return -EINVAL;
+	}
+	return bdev_check_name(opts->name, reason);
+}
+
+static struct malloc_bdev *malloc_new(const struct bdev_malloc_opts *opts, struct bdev_result *res)
+{
+	struct malloc_bdev *mb = calloc(1, sizeof(*mb));
+	struct bdev *bdev = &mb->bdev;
+
+	if (!mb)
+		return NULL;
+	mb->res = res;
+	mb->opts = *opts;
+	mb->opts.name = opts->name ? strdup(opts->name) : NULL;
+	mb->opts.uuid = opts->uuid ? strdup(opts->uuid) : NULL;
+	if ((opts->name && !mb->opts.name) || (opts->uuid && !mb->opts.uuid)) {
+		malloc_free(mb);
+		return NULL;
+	}
+	bdev->ops = &bdev_malloc_ops;
+	atomic_store(&bdev->size, opts->num_blocks * opts->block_size);
+	bdev->block_size = opts->block_size;
+	bdev->physical_block_size = opts->physical_block_size ?
+		opts->physical_block_size : opts->block_size;
+	bdev->optimal_io_size = opts->optimal_io_boundary <= UINT32_MAX / opts->block_size ?
+		opts->optimal_io_boundary * opts->block_size : 0;
+	bdev->discard_granularity = opts->block_size;
+	bdev->supported = (1u << BDEV_IO_TYPES) - 1;
+	return mb;
+}
+
+void bdev_malloc_create(const struct bdev_malloc_opts *opts, struct bdev_result *res)
+{
+	char reason[BDEV_REASON_MAX] = "";
+	struct malloc_bdev *mb;
+	int rc = check_opts(opts, reason);
+
+	if (rc < 0) {
+		bdev_result_done(res, rc, NULL, "%s", reason);
+		return;
+	}
+	mb = malloc_new(opts, res);
+	if (!mb) {
+		bdev_result_done(res, -ENOMEM, NULL, NULL);
+		return;
+	}
+	mb->job.run = create_run;
+	mb->job.done = create_allocated;
+	worker_submit(&mb->job);
+}
+
+const struct bdev_malloc_opts *bdev_malloc_get_opts(const struct bdev *bdev)
+{
+	return &malloc_of((struct bdev *)(uintptr_t)bdev)->opts;
+}
+
+/* ------- destruction ------- */
+
+static void destroy_freed(struct job *job)
+{
+	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+
+	control_assert();
+	bdev_destroyed(&mb->bdev);
+	malloc_free(mb);
+}
+
+static void malloc_destroy(struct bdev *bdev)
+{
+	struct malloc_bdev *mb = malloc_of(bdev);
+
+	control_assert();
+	mb->job.run = free_run;
+	mb->job.done = destroy_freed;
+	worker_submit(&mb->job);
+}
+
+const struct bdev_ops bdev_malloc_ops = {
+	.module = "malloc",
+	.product_name = "Malloc disk",
+	.submit = malloc_submit,
+	.destroy = malloc_destroy,
+};

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What reactor.c, uring.c and corelock.c share; nobody else includes it.
+ */
+#ifndef SPINDLE_REACTOR_INTERNAL_H
+#define SPINDLE_REACTOR_INTERNAL_H
+
+#include "reactor/control.h"
+#include "reactor/reactor.h"
+
+#include <liburing.h>
+#include <pthread.h>
+
+/*
+ * Owned by its thread but for the last group. Allocated before the thread
+ * starts and freed after it was joined.
+ */
+struct reactor {
+	/* Owner only, every pass. */
+	uint64_t now;			/* tsc at the start of the pass */
+	struct list pollers;
+	struct list *cursor;		/* next poller of the walk under way */
+	struct list timers;		/* by deadline */
+	struct defer *defer_first[DEFER_STAGES], **defer_last[DEFER_STAGES];
+	uint64_t poll_ticks;		/* without work for so long: sleep */
+	struct io_uring ring;
+	bool ring_deferred;		/* completions need a system call to appear */
+	struct fd_watch *wake_watch;
+	uint64_t *files_used;		/* bitmap of registered-file slots */
+	/* Written by the owner, read by anyone. */
+	CACHE_ALIGNED counter64 busy, idle;
+	/* Read-mostly. */
+	CACHE_ALIGNED unsigned int cpu, index;
+	int node;
+	pid_t tid;
+	int wake_fd;
+	pthread_t thread;
+	/* Written by others. */
+	CACHE_ALIGNED struct inbox inbox;
+	_Atomic bool asleep;
+	_Atomic bool stop;
+};
+
+/* On the reactor's own thread. */
+int uring_init(struct reactor *r);
+void uring_fini(struct reactor *r);
+/* Completions at hand: calls their ops; how many. */
+unsigned int uring_reap(struct reactor *r);
+void uring_submit(struct reactor *r);
+/* Wait for a completion, wait_ns at most (UINT64_MAX: without limit). */
+void uring_sleep(struct reactor *r, uint64_t wait_ns);
+
+#endif

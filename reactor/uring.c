@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A reactor's io_uring: file I/O, the eventfds it sleeps on, the eventfds it
+ * signals. Every SQE's user_data is a struct uring_op, or NULL for one whose
+ * result nobody wants (a cancellation).
+ *
+ * The ring is made on the reactor's thread, which alone submits: SINGLE_ISSUER
+ * and DEFER_TASKRUN let the kernel do completion work when we ask for it and
+ * not by interrupting us. Older kernels get the plain flags.
+ *
+ * A watch or signal that is stopped while the kernel still holds its SQE stays
+ * allocated (`dead`) until the last completion has come, and frees itself.
+ */
+#include "reactor/reactor_internal.h"
+
+#include "reactor/log.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SQ_ENTRIES 1024
+#define CQ_ENTRIES 4096
+#define FILES_MAX 4096
+
+struct fd_watch {
+	struct uring_op op;
+	int fd;
+	bool armed;	/* the kernel holds the poll request */
+	bool dead;
+	bool works;
+	void (*fn)(struct fd_watch *w);
+};
+
+struct fd_signal {
+	struct uring_op op;
+	int fd;
+	bool busy;	/* the kernel holds the write */
+	bool again;	/* signalled meanwhile */
+	bool dead;
+	struct defer retry;	/* the ring was full */
+};
+
+static const uint64_t one = 1;
+
+/* ------- submitting and reaping ------- */
+
+struct io_uring_sqe *reactor_sqe(struct uring_op *op)
+{
+	struct reactor *r = reactor_current();
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
+
+	if (unlikely(!sqe)) {
+		io_uring_submit(&r->ring);
+		sqe = io_uring_get_sqe(&r->ring);
+		if (!sqe)
+			return NULL;
+	}
+	/* The prep helpers leave user_data alone. */
+	io_uring_sqe_set_data(sqe, op);
+	return sqe;
+}
+
+unsigned int uring_reap(struct reactor *r)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head, n = 0;
+	unsigned int flags = IO_URING_READ_ONCE(*r->ring.sq.kflags);
+
+	if (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+		io_uring_get_events(&r->ring);
+	io_uring_for_each_cqe(&r->ring, head, cqe) {
+		struct uring_op *op = io_uring_cqe_get_data(cqe);
+
+		n++;
+		if (op)
+			op->done(op, cqe->res, cqe->flags);
+	}
+	if (n)
+		io_uring_cq_advance(&r->ring, n);
+	return n;
+}
+
+void uring_submit(struct reactor *r)
+{
+	if (io_uring_sq_ready(&r->ring) == 0)
+		return;
+	/*
+	 * -EBUSY and -EAGAIN leave the rest in the ring for the next pass, after
+	 * completions have been reaped.
+	 */
+	if (r->ring_deferred)
+		io_uring_submit_and_get_events(&r->ring);
+	else
+		io_uring_submit(&r->ring);
+}
+
+void uring_sleep(struct reactor *r, uint64_t wait_ns)
+{
+	struct __kernel_timespec ts = {
+		.tv_sec = (int64_t)(wait_ns / 1000000000),
+		.tv_nsec = (int64_t)(wait_ns % 1000000000),
+	};
+	struct io_uring_cqe *cqe;
+
+	if (wait_ns == UINT64_MAX)
+		io_uring_submit_and_wait(&r->ring, 1);
+	else
+		io_uring_submit_and_wait_timeout(&r->ring, &cqe, 1, &ts, NULL);
+}
+
+/* ------- registered files ------- */
+
+int reactor_file_register(int fd)
+{
+	struct reactor *r = reactor_current();
+
+	if (!r->files_used)
+		return -ENOSYS;
+	for (int word = 0; word < FILES_MAX / 64; word++) {
+		int slot, rc;
+
+		if (r->files_used[word] == UINT64_MAX)
+			continue;
+		slot = word * 64 + __builtin_ctzll(~r->files_used[word]);
+		rc = io_uring_register_files_update(&r->ring, (unsigned)slot, &fd, 1);
+		if (rc < 0)
+			return rc;
+		r->files_used[word] |= 1ull << (slot % 64);
+		return slot;
+	}
+	return -ENFILE;
+}
+
+void reactor_file_unregister(int index)
+{
+	struct reactor *r = reactor_current();
+	int none = -1;
+
+	if (index < 0)
+		return;
+	io_uring_register_files_update(&r->ring, (unsigned)index, &none, 1);
+	r->files_used[index / 64] &= ~(1ull << (index % 64));
+}
+
+/* ------- watches ------- */
+
+REACTOR_ONLY static void watch_arm(struct fd_watch *w)
+{
+	struct io_uring_sqe *sqe = reactor_sqe(&w->op);
+
+	/* A ring that takes nothing more will be reaped before any sleep. */
+	if (!sqe) {
+		w->works = false;
+		return;
+	}
+	io_uring_prep_poll_multishot(sqe, w->fd, POLLIN);
+	w->armed = true;
+}
+
+static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
+{
+	struct fd_watch *w = container_of(op, struct fd_watch, op);
+
+	reactor_assert();
+	if (!(cqe_flags & IORING_CQE_F_MORE))
+		w->armed = false;
+	if (w->dead) {
+		if (!w->armed)
+			free(w);
+		return;
+	}
+	if (res < 0 || (res & POLLNVAL)) {
+		w->works = false;
+		return;
+	}
+	if (w->fn)
+		w->fn(w);
+	/* A closed pipe would be ready for ever: one event is enough. */
+	if (!w->armed && !(res & (POLLHUP | POLLERR)))
+		watch_arm(w);
+}
+
+REACTOR_ONLY static struct fd_watch *watch_new(int fd, void (*fn)(struct fd_watch *w))
+{
+	struct fd_watch *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return NULL;
+	w->op.done = watch_event;
+	w->fd = fd;
+	w->fn = fn;
+	w->works = true;
+	watch_arm(w);
+	return w;
+}
+
+int reactor_watch_start(int fd, struct fd_watch **watch)
+{
+	if (reactor_current()->poll_ticks == UINT64_MAX) {
+		*watch = NULL;
+		return 0;
+	}
+	*watch = watch_new(fd, NULL);
+	return *watch ? 0 : -ENOMEM;
+}
+
+void reactor_watch_stop(struct fd_watch *w)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!w)
+		return;
+	if (!w->armed) {
+		free(w);
+		return;
+	}
+	w->dead = true;
+	sqe = reactor_sqe(NULL);
+	if (sqe) {
+		io_uring_prep_cancel(sqe, &w->op, 0);
+		io_uring_sqe_set_data(sqe, NULL);
+	}
+	/* The kernel must have looked the fd up before the caller closes it. */
+	io_uring_submit(&reactor_current()->ring);
+}
+
+bool reactor_watch_works(const struct fd_watch *w)
+{
+	return !w || w->works;
+}
+
+/* ------- signals ------- */
+
+REACTOR_ONLY static void signal_write(struct fd_signal *s)
+{
+	struct io_uring_sqe *sqe = reactor_sqe(&s->op);
+
+	if (!sqe) {
+		reactor_defer(DEFER_PUBLISH, &s->retry);
+		return;
+	}
+	io_uring_prep_write(sqe, s->fd, &one, sizeof(one), (__u64)-1);
+	s->busy = true;
+	s->again = false;
+}
+
+static void signal_done(struct uring_op *op, int res, uint32_t cqe_flags)
+{
+	struct fd_signal *s = container_of(op, struct fd_signal, op);
+
+	reactor_assert();
+	/* EAGAIN: the counter is full, so the other side has its wake-up. */
+	(void)res;
+	(void)cqe_flags;
+	s->busy = false;
+	if (s->dead)
+		free(s);
+	else if (s->again)
+		signal_write(s);
+}
+
+static void signal_retry(struct defer *d)
+{
+	struct fd_signal *s = container_of(d, struct fd_signal, retry);
+
+	reactor_assert();
+	if (s->dead)
+		free(s);
+	else
+		signal_write(s);
+}
+
+struct fd_signal *reactor_signal_create(int fd)
+{
+	struct fd_signal *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->op.done = signal_done;
+	s->retry.fn = signal_retry;
+	s->fd = fd;
+	return s;
+}
+
+void reactor_signal_send(struct fd_signal *s)
+{
+	if (s->busy)
+		s->again = true;
+	else if (!s->retry.queued)
+		signal_write(s);
+}
+
+void reactor_signal_free(struct fd_signal *s)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!s)
+		return;
+	s->dead = true;
+	if (s->retry.queued)
+		return;
+	if (!s->busy) {
+		free(s);
+		return;
+	}
+	/* Let the write reach the kernel first; then end it if it hangs there. */
+	io_uring_submit(&reactor_current()->ring);
+	sqe = reactor_sqe(NULL);
+	if (sqe) {
+		io_uring_prep_cancel(sqe, &s->op, 0);
+		io_uring_sqe_set_data(sqe, NULL);
+	}
+}
+
+/* ------- start and stop ------- */
+
+static int ring_setup(struct reactor *r)
+{
+	static const unsigned int tries[] = {
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		0,
+	};
+	int rc = -EINVAL;
+
+	for (size_t i = 0; i < ARRAY_SIZE(tries) && rc == -EINVAL; i++) {
+		struct io_uring_params params = {
+			.flags = tries[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+			.cq_entries = CQ_ENTRIES,
+		};
+
+		memset(&r->ring, 0, sizeof(r->ring));
+		rc = io_uring_queue_init_params(SQ_ENTRIES, &r->ring, &params);
+		r->ring_deferred = tries[i] & IORING_SETUP_DEFER_TASKRUN;
+	}
+	return rc;
+}
+
+static void wake_event(struct fd_watch *w)
+{
+	uint64_t count;
+
+	/* Our own eventfd, which never blocks. */
+	if (read(w->fd, &count, sizeof(count)) < 0)
+		return;
+}
+
+int uring_init(struct reactor *r)
+{
+	int rc = ring_setup(r);
+
+	reactor_assert();
+	if (rc < 0) {
+		log_error("core %u: no io_uring: %s%s", r->cpu, strerror(-rc),
+			  rc == -EPERM || rc == -ENOSYS ?
+			  " (see sysctl kernel.io_uring_disabled and seccomp)" : "");
+		return rc;
+	}
+	io_uring_ring_dontfork(&r->ring);
+	if (io_uring_register_files_sparse(&r->ring, FILES_MAX) == 0)
+		r->files_used = calloc(FILES_MAX / 64, sizeof(uint64_t));
+	r->wake_watch = watch_new(r->wake_fd, wake_event);
+	if (!r->wake_watch) {
+		uring_fini(r);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+void uring_fini(struct reactor *r)
+{
+	free(r->wake_watch);
+	r->wake_watch = NULL;
+	io_uring_queue_exit(&r->ring);
+	free(r->files_used);
+	r->files_used = NULL;
+}

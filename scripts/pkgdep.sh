@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Installs what building and testing needs on Debian 12. "pkgdep.sh help" tells the rest. Asks dpkg
+# first and leaves apt alone when nothing is missing, so that running it again costs nothing.
+
+set -eu
+export LC_ALL=C
+
+# Compiler and libraries: enough for "make" and "make install".
+build=(build-essential pkg-config libnuma-dev libjson-c-dev liburing-dev)
+
+# The suites: unit tests, sanitizers and fuzzing (clang), lint, guests (QEMU, what their disk
+# images and initramfs are made with), the benchmark's yardstick (fio).
+test=(
+	libcmocka-dev clang clang-format clang-tidy cppcheck libclang-rt-14-dev shellcheck valgrind gdb
+	qemu-system-x86 qemu-utils busybox-static cpio xz-utils zstd kmod e2fsprogs xfsprogs util-linux
+	fio python3 iproute2 procps ca-certificates
+)
+
+usage() {
+	cat <<-'TEXT'
+	Usage: scripts/pkgdep.sh [build|test|all|list|help]
+
+	build   what "make" needs
+	test    what "make check", "make bench" and "make lint" need
+	all     both (the default)
+	list    print the packages of both that are missing here, install nothing
+	help    this text
+
+	Needs root, except for list. For Debian 12 (bookworm).
+	TEXT
+}
+
+missing() {
+	local package
+	for package in "$@"; do
+		[[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null) == installed ]] ||
+			echo "$package"
+	done
+}
+
+install_packages() {
+	local -a need
+	mapfile -t need < <(missing "$@")
+	if [[ ${#need[@]} -eq 0 ]]; then
+		echo "pkgdep.sh: all $# packages are installed"
+		return
+	fi
+	echo "pkgdep.sh: installing ${need[*]}"
+	if [[ $EUID -ne 0 ]]; then
+		echo "pkgdep.sh: installing packages needs root; run it with sudo" >&2
+		exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -q
+	apt-get install -q -y --no-install-recommends "${need[@]}"
+}
+
+if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
+	echo "pkgdep.sh: this is no Debian; install by hand what this script lists" >&2
+	exit 1
+fi
+
+case ${1:-all} in
+build) install_packages "${build[@]}" ;;
+test) install_packages "${test[@]}" ;;
+all) install_packages "${build[@]}" "${test[@]}" ;;
+list) missing "${build[@]}" "${test[@]}" ;;
+help | -h | --help) usage ;;
+*)
+	usage >&2
+	exit 2
+	;;
+esac

@@ -1,0 +1,767 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Load for any vhost-user-blk socket, at the least cost per I/O on this side, so that what is
+ * measured is the target.
+ *
+ * Everything that can be is built before the clock starts: descriptors, indirect tables, avail
+ * entries. A request then costs us: the sector and a poisoned status byte in one cache line of
+ * its own (the target answers into that same line), an avail entry only where it differs from
+ * what stands there, and its share of one release of avail->idx for each batch. We poll the used
+ * index and tell the target never to call.
+ *
+ * Kicks: a full fence between publishing and reading the target's "no kick, please" would cost
+ * more than the rest together. So it is read without one, and once more, behind a fence, after
+ * IDLE_SPINS fruitless polls: a target that went to sleep between our two looks gets its kick
+ * late by some hundred nanoseconds instead of never.
+ *
+ * One time stamp is taken for each batch: a latency ends when we see the completion and begins
+ * when we publish. Data with --verify is a function of its block number alone, so overlapping
+ * writes in flight do no harm and a later run can check what an earlier one wrote.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/virtio_blk.h>
+
+#include "../frontend/frontend.h"
+#include "hist.h"
+
+#define IDLE_SPINS 64u
+#define PUBLISH_BATCH 32u
+#define STALL_NS UINT64_C(5000000000)
+#define NUM_PCT 5
+
+static const double percentile[NUM_PCT] = { 50, 90, 99, 99.9, 99.99 };
+
+struct line {			/* one request's header and status: a cache line */
+	struct virtio_blk_outhdr hdr;
+	uint8_t status;
+	uint8_t pad[47];
+};
+
+struct slot {
+	struct line *line;
+	struct vring_desc *data_desc;	/* in the ring or in the indirect table */
+	uint8_t *data;
+	uint64_t block;
+	uint64_t began;
+	uint16_t head;
+	bool write;
+};
+
+struct bench_queue {
+	struct fe_vq *vq;
+	struct slot *slots;
+	uint16_t *slot_of;	/* by head */
+	uint16_t *shadow;	/* what stands in avail->ring */
+	uint16_t mask;
+	uint16_t avail_idx;	/* prepared */
+	uint16_t published;
+	uint16_t kicked;	/* avail index at the last look at the kick suppression */
+	uint16_t last_used;
+	uint16_t event_set;
+	uint16_t in_flight;
+	uint32_t idle;
+	bool look_again;
+};
+
+struct bench {
+	const char *socket;
+	uint32_t qd, bs, queues, write_pct, runtime_ms, seed;
+	uint64_t size, max_ios;
+	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio;
+	int cpu;
+
+	struct fe *fe;
+	struct bench_queue *q;
+	uint64_t blocks, cursor, rng, block_sectors;
+	uint8_t *written;	/* bitmap of blocks with known content */
+	uint64_t ios, read_ios, errors, verify_errors, kicks, issued;
+	uint64_t timed_ios;	/* completed before the clock stopped; the rest only drained */
+	struct hist *hist;	/* latencies in ticks */
+	double ns_per_tick;
+	bool stop, broken;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	interrupted = 1;
+}
+
+static inline uint64_t ticks(void)
+{
+#if defined(__x86_64__)
+	return __builtin_ia32_rdtsc();
+#else
+	return fe_now_ns();
+#endif
+}
+
+static inline uint64_t next_random(struct bench *b)
+{
+	b->rng ^= b->rng << 13;
+	b->rng ^= b->rng >> 7;
+	b->rng ^= b->rng << 17;
+	return b->rng;
+}
+
+/* ---- data ---- */
+
+static inline uint64_t word_of(uint64_t block, uint64_t i)
+{
+	return (block + 1) * UINT64_C(0x9e3779b97f4a7c15) + i;
+}
+
+static void fill(const struct bench *b, struct slot *s)
+{
+	for (uint64_t i = 0; i < b->bs / 8; i++) {
+		uint64_t w = word_of(s->block, i);
+
+		memcpy(s->data + i * 8, &w, 8);
+	}
+}
+
+static void check(struct bench *b, const struct slot *s)
+{
+	uint64_t got = 0;
+
+	if (b->written && !(b->written[s->block / 8] & (1u << (s->block % 8))))
+		return;
+	for (uint64_t i = 0; i < b->bs / 8; i++) {
+		memcpy(&got, s->data + i * 8, 8);
+		if (got == word_of(s->block, i))
+			continue;
+		if (b->verify_errors++ == 0)
+			fprintf(stderr, "bench: verify: block %llu differs at byte %llu\n",
+				(unsigned long long)s->block, (unsigned long long)i * 8);
+		return;
+	}
+}
+
+/* ---- the hot loop ---- */
+
+static inline void prepare(struct bench *b, struct bench_queue *q, struct slot *s, uint64_t now)
+{
+	uint16_t pos = q->avail_idx & q->mask;
+
+	if (b->random)
+		s->block = (uint64_t)(((unsigned __int128)next_random(b) * b->blocks) >> 64);
+	else
+		s->block = b->cursor = b->cursor + 1 < b->blocks ? b->cursor + 1 : 0;
+	if (b->write_pct != 0 && b->write_pct != 100) {
+		bool write = (uint32_t)((next_random(b) >> 32) * 100 >> 32) < b->write_pct;
+
+		if (write != s->write) {
+			s->write = write;
+			s->data_desc->flags ^= VRING_DESC_F_WRITE;
+			s->line->hdr.type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
+		}
+	}
+	if (b->verify) {
+		if (s->write)
+			fill(b, s);
+		else
+			memset(s->data, 0, b->bs);
+	}
+	s->line->hdr.sector = s->block * b->block_sectors;
+	s->line->status = 0xff;
+	s->began = now;
+	if (q->shadow[pos] != s->head) {
+		q->shadow[pos] = s->head;
+		q->vq->avail->ring[pos] = s->head;
+	}
+	q->avail_idx++;
+	q->in_flight++;
+	b->issued++;
+}
+
+static void look(struct bench *b, struct bench_queue *q)
+{
+	struct fe_vq *vq = q->vq;
+	bool wanted;
+
+	if (vq->event_idx)
+		wanted = vring_need_event(fe_vq_avail_event(vq), q->published, q->kicked);
+	else
+		wanted = !(fe_vq_used_flags(vq) & VRING_USED_F_NO_NOTIFY);
+	if (wanted) {
+		fe_kick(vq, true);
+		b->kicks++;
+		q->look_again = false;
+		q->kicked = q->published;
+	}
+}
+
+static inline void publish(struct bench *b, struct bench_queue *q)
+{
+	if (q->published == q->avail_idx)
+		return;
+	q->published = q->avail_idx;
+	__atomic_store_n(&q->vq->avail->idx, q->published, __ATOMIC_RELEASE);
+	q->look_again = true;
+	q->idle = 0;
+	look(b, q);
+}
+
+/* A second look, behind a fence: see the head of this file. */
+static void look_slow(struct bench *b, struct bench_queue *q)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	look(b, q);
+	q->look_again = false;
+	q->kicked = q->published;
+}
+
+static void count_slow(struct bench *b, struct slot *s)
+{
+	if (s->line->status != VIRTIO_BLK_S_OK) {
+		if (b->errors++ == 0)
+			fprintf(stderr, "bench: status %u for block %llu\n", s->line->status,
+				(unsigned long long)s->block);
+		return;
+	}
+	if (!s->write)
+		check(b, s);
+	else if (b->written)
+		b->written[s->block / 8] |= (uint8_t)(1u << (s->block % 8));
+}
+
+static inline void account(struct bench *b, struct slot *s, uint64_t now)
+{
+	if (__builtin_expect(s->line->status != VIRTIO_BLK_S_OK || b->verify, 0))
+		count_slow(b, s);
+	hist_add(b->hist, now - s->began);
+	b->ios++;
+	b->read_ios += !s->write;
+}
+
+static void poll_queue(struct bench *b, struct bench_queue *q)
+{
+	const struct vring_used *used = q->vq->used;
+	uint16_t ready = (uint16_t)(__atomic_load_n(&used->idx, __ATOMIC_ACQUIRE) - q->last_used);
+	uint64_t now;
+
+	if (ready == 0) {
+		if (q->look_again && ++q->idle == IDLE_SPINS)
+			look_slow(b, q);
+		return;
+	}
+	if (ready > q->in_flight) {
+		fprintf(stderr, "bench: the target's used index is ahead of us\n");
+		b->broken = true;
+		return;
+	}
+	now = ticks();
+	for (uint16_t i = 0; i < ready; i++) {
+		uint32_t id = used->ring[q->last_used & q->mask].id;
+		struct slot *s;
+
+		if (id > q->mask || q->slot_of[id] >= b->qd) {
+			fprintf(stderr, "bench: used id %u was never ours\n", id);
+			b->broken = true;
+			return;
+		}
+		s = &q->slots[q->slot_of[id]];
+		if (i + 4 < ready) {
+			uint32_t ahead = used->ring[(q->last_used + 4) & q->mask].id & q->mask;
+
+			if (q->slot_of[ahead] < b->qd)
+				__builtin_prefetch(q->slots[q->slot_of[ahead]].line, 1);
+		}
+		q->last_used++;
+		q->in_flight--;
+		account(b, s, now);
+		if (!b->stop)
+			prepare(b, q, s, now);
+		if (i % PUBLISH_BATCH == PUBLISH_BATCH - 1)
+			publish(b, q);
+	}
+	publish(b, q);
+	/* No calls: with the event index, keep used_event behind and out of reach. */
+	if (q->vq->event_idx && (uint16_t)(q->last_used - q->event_set) > 16384) {
+		q->event_set = q->last_used;
+		fe_vq_set_used_event(q->vq, (uint16_t)(q->last_used - 1));
+	}
+}
+
+static uint32_t in_flight(const struct bench *b)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < b->queues; i++)
+		n += b->q[i].in_flight;
+	return n;
+}
+
+/* Until `ms` have passed or max_ios were done; then wait for what is in flight. */
+static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
+{
+	uint64_t start = fe_now_ns(), start_ticks = ticks(), seen = b->ios, seen_at = start;
+	double elapsed = 0;
+
+	b->stop = false;
+	b->timed_ios = 0;
+	for (uint32_t i = 0; i < b->queues; i++) {
+		for (uint32_t s = 0; s < b->qd && b->issued < max_ios; s++)
+			prepare(b, &b->q[i], &b->q[i].slots[s], ticks());
+		publish(b, &b->q[i]);
+	}
+	while (!b->broken && in_flight(b) > 0) {
+		uint64_t now;
+
+		for (int n = 0; n < 256 && !b->broken; n++) {
+			for (uint32_t i = 0; i < b->queues; i++)
+				poll_queue(b, &b->q[i]);
+			b->stop |= b->issued + b->qd >= max_ios;
+		}
+		now = fe_now_ns();
+		if (now - start >= ms * 1000000u || interrupted) {
+			if (elapsed == 0)
+				elapsed = (double)(now - start);
+			if (b->timed_ios == 0)
+				b->timed_ios = b->ios;
+			b->stop = true;
+		}
+		if (b->ios != seen) {
+			seen = b->ios;
+			seen_at = now;
+		} else if (now - seen_at > STALL_NS) {
+			fprintf(stderr, "bench: no completion for 5 s, %u in flight\n",
+				in_flight(b));
+			b->broken = true;
+		}
+	}
+	if (b->timed_ios == 0)
+		b->timed_ios = b->ios;
+	b->ns_per_tick = (double)(fe_now_ns() - start) / (double)(ticks() - start_ticks);
+	return (elapsed > 0 ? elapsed : (double)(fe_now_ns() - start)) / 1e9;
+}
+
+/* ---- setting up ---- */
+
+static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64_t lines)
+{
+	struct slot *s = &q->slots[i];
+	uint64_t line = lines + i * sizeof(struct line);
+	uint64_t table = FE_NO_GPA, data = fe_alloc(b->fe, 0, b->bs, 4096);
+	struct vring_desc *d;
+	uint16_t next;
+
+	s->head = (uint16_t)(b->indirect ? i : i * 3);
+	d = &q->vq->desc[s->head];
+	next = (uint16_t)(s->head + 1);
+	if (b->indirect) {
+		table = fe_alloc(b->fe, 0, 64, 64);
+		if (table == FE_NO_GPA)
+			return -ENOSPC;
+		fe_vq_set_desc(q->vq, s->head, table, 48, VRING_DESC_F_INDIRECT, 0);
+		d = fe_gpa(b->fe, table, 48);
+		next = 1;
+	}
+	s->line = fe_gpa(b->fe, line, sizeof(struct line));
+	s->data = fe_gpa(b->fe, data, b->bs);
+	if (!d || !s->line || !s->data)
+		return -ENOSPC;
+	s->write = b->write_pct > 0;
+	d[0] = (struct vring_desc){ line, sizeof(s->line->hdr), VRING_DESC_F_NEXT, next };
+	d[1] = (struct vring_desc){ data, b->bs, VRING_DESC_F_NEXT, (uint16_t)(next + 1) };
+	d[1].flags |= s->write ? 0 : VRING_DESC_F_WRITE;
+	d[2] = (struct vring_desc){ line + offsetof(struct line, status), 1, VRING_DESC_F_WRITE, 0 };
+	s->data_desc = &d[1];
+	s->line->hdr.type = s->write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
+	q->slot_of[s->head] = i;
+	memset(s->data, 0xa5, b->bs);
+	return 0;
+}
+
+static int build_queue(struct bench *b, uint32_t index)
+{
+	struct bench_queue *q = &b->q[index];
+	uint64_t lines = fe_alloc(b->fe, 0, b->qd * sizeof(struct line), 64);
+
+	q->vq = fe_queue(b->fe, index);
+	q->mask = (uint16_t)(q->vq->size - 1);
+	q->slots = calloc(b->qd, sizeof(*q->slots));
+	q->slot_of = malloc(q->vq->size * sizeof(*q->slot_of));
+	q->shadow = malloc(q->vq->size * sizeof(*q->shadow));
+	if (!q->slots || !q->slot_of || !q->shadow || lines == FE_NO_GPA)
+		return -ENOMEM;
+	memset(q->slot_of, 0xff, q->vq->size * sizeof(*q->slot_of));
+	memset(q->shadow, 0xff, q->vq->size * sizeof(*q->shadow));
+	for (uint16_t i = 0; i < b->qd; i++) {
+		int rc = build_slot(b, q, i, lines);
+
+		if (rc < 0)
+			return rc;
+	}
+	fe_vq_set_avail_flags(q->vq, VRING_AVAIL_F_NO_INTERRUPT);
+	if (q->vq->event_idx)
+		fe_vq_set_used_event(q->vq, 0xffff);
+	return 0;
+}
+
+static int set_range(struct bench *b)
+{
+	uint64_t size = fe_capacity(b->fe) * 512;
+
+	if (b->size == 0 || b->size > size)
+		b->size = size;
+	b->blocks = b->size / b->bs;
+	b->block_sectors = b->bs / 512;
+	if (b->blocks == 0) {
+		fprintf(stderr, "bench: the disk (%llu bytes) is smaller than one block\n",
+			(unsigned long long)size);
+		return -EINVAL;
+	}
+	if (b->write_pct > 0 && (b->fe->features & FE_BIT(VIRTIO_BLK_F_RO))) {
+		fprintf(stderr, "bench: the disk is read-only\n");
+		return -EROFS;
+	}
+	/* Without a bitmap every block counts as written: by an earlier run. */
+	if (b->verify && (b->prefill || b->write_pct > 0)) {
+		b->written = calloc(1, b->blocks / 8 + 1);
+		if (!b->written)
+			return -ENOMEM;
+	}
+	b->hist = calloc(1, sizeof(*b->hist));
+	b->q = calloc(b->queues, sizeof(*b->q));
+	return b->hist && b->q ? 0 : -ENOMEM;
+}
+
+static int connect_target(struct bench *b)
+{
+	uint32_t per = b->indirect ? b->qd : b->qd * 3, ring = 64;
+	struct fe_opts o;
+	int err = 0;
+
+	while (ring < per)
+		ring *= 2;
+	if (ring > 32768) {
+		fprintf(stderr, "bench: queue depth %u is too deep for a ring\n", b->qd);
+		return -EINVAL;
+	}
+	fe_opts_init(&o);
+	o.style = b->libblkio ? FE_STYLE_LIBBLKIO : FE_STYLE_QEMU;
+	o.num_queues = (uint16_t)b->queues;
+	o.queue_size = (uint16_t)ring;
+	o.flags = (b->indirect ? FE_O_INDIRECT : 0) | (b->event_idx ? FE_O_EVENT_IDX : 0);
+	o.backing = b->hugetlb ? FE_MEM_MEMFD_HUGE : FE_MEM_MEMFD;
+	o.mem_size = (uint64_t)b->queues * (b->qd * ((uint64_t)b->bs + 8192) + ring * 128u + 65536);
+	o.mem_size = (o.mem_size + (UINT64_C(2) << 20)) & ~((UINT64_C(2) << 20) - 1);
+	b->fe = fe_connect(b->socket, &o, &err);
+	if (!b->fe) {
+		fprintf(stderr, "bench: %s: %s%s\n", b->socket, strerror(-err),
+			err == -ENOMEM && b->hugetlb ? " (not enough huge pages?)" :
+			err == -ENXIO ? " (the target has fewer queues)" : "");
+		return err;
+	}
+	if (b->indirect && !(b->fe->features & FE_BIT(FE_F_INDIRECT))) {
+		fprintf(stderr, "bench: the target offers no indirect descriptors\n");
+		return -EOPNOTSUPP;
+	}
+	err = set_range(b);
+	for (uint32_t i = 0; i < b->queues && err == 0; i++)
+		err = build_queue(b, i);
+	return err;
+}
+
+static void release(struct bench *b)
+{
+	if (b->fe && !b->broken)
+		fe_stop(b->fe);
+	for (uint32_t i = 0; b->q && i < b->queues; i++) {
+		free(b->q[i].slots);
+		free(b->q[i].slot_of);
+		free(b->q[i].shadow);
+	}
+	free(b->q);
+	free(b->hist);
+	free(b->written);
+	fe_destroy(b->fe);
+}
+
+/* Write every block once, in order, with its pattern; then forget the figures. */
+static void prefill(struct bench *b)
+{
+	uint32_t pct = b->write_pct;
+	bool random = b->random, verify = b->verify;
+
+	b->verify = true;
+	b->random = false;
+	b->write_pct = 100;
+	b->cursor = b->blocks - 1;
+	for (uint32_t i = 0; i < b->queues; i++) {
+		for (uint32_t s = 0; s < b->qd; s++) {
+			struct slot *slot = &b->q[i].slots[s];
+
+			slot->write = true;
+			slot->data_desc->flags &= (uint16_t)~VRING_DESC_F_WRITE;
+			slot->line->hdr.type = VIRTIO_BLK_T_OUT;
+		}
+	}
+	/* run() stops issuing up to a queue depth early: go a little over instead of under. */
+	run(b, 600000, b->blocks + 2 * (uint64_t)b->qd * b->queues);
+	b->verify = verify;
+	b->random = random;
+	b->write_pct = pct;
+	for (uint32_t i = 0; i < b->queues && pct == 0; i++) {
+		for (uint32_t s = 0; s < b->qd; s++) {
+			struct slot *slot = &b->q[i].slots[s];
+
+			slot->write = false;
+			slot->data_desc->flags |= VRING_DESC_F_WRITE;
+			slot->line->hdr.type = VIRTIO_BLK_T_IN;
+		}
+	}
+	b->ios = b->read_ios = b->issued = b->kicks = 0;
+	memset(b->hist, 0, sizeof(*b->hist));
+}
+
+/* ---- results ---- */
+
+static double us(const struct bench *b, double v)
+{
+	return v * b->ns_per_tick / 1000;
+}
+
+static void print_text(const struct bench *b, double s)
+{
+	double iops = s > 0 ? (double)b->timed_ios / s : 0;
+
+	printf("%.0f IOPS, %.1f MB/s, %llu I/Os in %.2f s, %llu errors, %llu kicks\n", iops,
+	       iops * b->bs / 1e6, (unsigned long long)b->ios, s, (unsigned long long)b->errors,
+	       (unsigned long long)b->kicks);
+	if (b->hist->samples == 0)
+		return;
+	printf("latency us: mean %.2f", us(b, hist_mean(b->hist)));
+	for (int i = 0; i < NUM_PCT; i++)
+		printf(", p%g %.2f", percentile[i], us(b, hist_percentile(b->hist, percentile[i])));
+	printf(", max %.2f\n", us(b, (double)b->hist->max));
+	if (b->verify)
+		printf("verify: %llu blocks differ\n", (unsigned long long)b->verify_errors);
+}
+
+static void print_json(const struct bench *b, double s)
+{
+	double iops = s > 0 ? (double)b->timed_ios / s : 0;
+
+	printf("{\"iops\": %.1f, \"bytes_per_s\": %.0f, \"ios\": %llu, \"reads\": %llu, "
+	       "\"seconds\": %.4f, \"errors\": %llu, \"verify_errors\": %llu, \"kicks\": %llu, "
+	       "\"qd\": %u, \"bs\": %u, \"queues\": %u, \"lat_us\": {\"mean\": %.3f",
+	       iops, iops * b->bs, (unsigned long long)b->ios, (unsigned long long)b->read_ios, s,
+	       (unsigned long long)b->errors, (unsigned long long)b->verify_errors,
+	       (unsigned long long)b->kicks, b->qd, b->bs, b->queues,
+	       us(b, hist_mean(b->hist)));
+	for (int i = 0; i < NUM_PCT; i++)
+		printf(", \"p%g\": %.3f", percentile[i],
+		       us(b, hist_percentile(b->hist, percentile[i])));
+	printf(", \"max\": %.3f}}\n", us(b, (double)b->hist->max));
+}
+
+/* What memory alone can do: copies of `bs` between random blocks of 256 MiB and qd buffers. */
+static int memcpy_limit(struct bench *b)
+{
+	const uint64_t size = UINT64_C(256) << 20, blocks = size / b->bs;
+	uint8_t *disk = aligned_alloc(4096, size);
+	uint8_t *bufs = aligned_alloc(4096, ((uint64_t)b->qd * b->bs + 4095) & ~UINT64_C(4095));
+	uint64_t start, n = 0;
+	double s;
+
+	if (!disk || !bufs) {
+		free(disk);
+		free(bufs);
+		return -ENOMEM;
+	}
+	memset(disk, 1, size);
+	memset(bufs, 2, (uint64_t)b->qd * b->bs);
+	start = fe_now_ns();
+	do {
+		for (int i = 0; i < 256; i++, n++) {
+			uint64_t at = (uint64_t)(((unsigned __int128)next_random(b) * blocks) >> 64);
+			uint8_t *buf = bufs + n % b->qd * b->bs;
+
+			if (b->write_pct)
+				memcpy(disk + at * b->bs, buf, b->bs);
+			else
+				memcpy(buf, disk + at * b->bs, b->bs);
+		}
+		s = (double)(fe_now_ns() - start) / 1e9;
+	} while (s * 1000 < b->runtime_ms && !interrupted);
+	b->ios = b->timed_ios = n;
+	b->ns_per_tick = 1;
+	b->hist = calloc(1, sizeof(*b->hist));
+	if (b->hist)
+		b->json ? print_json(b, s) : print_text(b, s);
+	free(b->hist);
+	free(disk);
+	free(bufs);
+	return 0;
+}
+
+/* ---- the command line ---- */
+
+static const char usage[] =
+	"bench --socket PATH [options]: load for a vhost-user-blk target\n"
+	"  --qd N          requests in flight per queue (1)\n"
+	"  --bs BYTES      bytes a request, k and m allowed (4k)\n"
+	"  --queues N      queues, all driven by this one thread (1)\n"
+	"  --rw MODE[:PCT] randread, randwrite, read, write, randrw, rw; PCT: writes in a mix (50)\n"
+	"  --runtime S     seconds, fractions allowed (2)\n"
+	"  --ios N         stop after about N requests\n"
+	"  --size BYTES    use only so much of the disk, k, m and g allowed\n"
+	"  --cpu N         pin to this CPU\n"
+	"  --mem KIND      guest memory: memfd or hugetlb (memfd)\n"
+	"  --indirect      indirect descriptors instead of three direct ones\n"
+	"  --event-idx     the event index instead of the flags\n"
+	"  --verify        write known data, check what is read\n"
+	"  --prefill       first write the whole range once\n"
+	"  --libblkio      libblkio's start sequence instead of QEMU's\n"
+	"  --seed N        of the random numbers\n"
+	"  --json          the result as one JSON object\n"
+	"  --memcpy        no target: plain copies in memory, the limit of a RAM disk\n";
+
+static uint64_t number(const char *text)
+{
+	static const char units[] = "kmg";
+	char *end;
+	uint64_t v = strtoull(text, &end, 0);
+	const char *unit = *end ? strchr(units, *end | 0x20) : NULL;
+
+	if (unit) {
+		v <<= 10 * (unit - units + 1);
+		end++;
+	}
+	if (*end != '\0' || end == text) {
+		fprintf(stderr, "bench: not a number: %s\n", text);
+		exit(2);
+	}
+	return v;
+}
+
+static int set_mode(struct bench *b, const char *mode)
+{
+	const char *colon = strchr(mode, ':');
+	size_t len = colon ? (size_t)(colon - mode) : strlen(mode);
+	const char *rest = mode;
+
+	b->random = strncmp(mode, "rand", 4) == 0;
+	if (b->random) {
+		rest += 4;
+		len -= 4;
+	}
+	if (len == 4 && strncmp(rest, "read", len) == 0)
+		b->write_pct = 0;
+	else if (len == 5 && strncmp(rest, "write", len) == 0)
+		b->write_pct = 100;
+	else if (len == 2 && strncmp(rest, "rw", len) == 0)
+		b->write_pct = colon ? (uint32_t)number(colon + 1) : 50;
+	else
+		return -EINVAL;
+	return b->write_pct <= 100 ? 0 : -EINVAL;
+}
+
+enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
+       O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_HELP };
+
+static const struct option long_options[] = {
+	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
+	{ "queues", 1, NULL, O_QUEUES }, { "rw", 1, NULL, O_RW },
+	{ "runtime", 1, NULL, O_RUNTIME }, { "ios", 1, NULL, O_IOS },
+	{ "size", 1, NULL, O_SIZE }, { "cpu", 1, NULL, O_CPU }, { "mem", 1, NULL, O_MEM },
+	{ "indirect", 0, NULL, O_INDIRECT }, { "event-idx", 0, NULL, O_EVENT },
+	{ "verify", 0, NULL, O_VERIFY }, { "prefill", 0, NULL, O_PREFILL },
+	{ "libblkio", 0, NULL, O_LIBBLKIO }, { "seed", 1, NULL, O_SEED },
+	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY }, { "help", 0, NULL, O_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_only)
+{
+	switch (opt) {
+	case O_SOCKET: b->socket = arg; break;
+	case O_QD: b->qd = (uint32_t)number(arg); break;
+	case O_BS: b->bs = (uint32_t)number(arg); break;
+	case O_QUEUES: b->queues = (uint32_t)number(arg); break;
+	case O_RUNTIME: b->runtime_ms = (uint32_t)(strtod(arg, NULL) * 1000); break;
+	case O_IOS: b->max_ios = number(arg); break;
+	case O_SIZE: b->size = number(arg); break;
+	case O_CPU: b->cpu = (int)number(arg); break;
+	case O_MEM: b->hugetlb = strcmp(arg, "hugetlb") == 0; break;
+	case O_INDIRECT: b->indirect = true; break;
+	case O_EVENT: b->event_idx = true; break;
+	case O_VERIFY: b->verify = true; break;
+	case O_PREFILL: b->prefill = true; break;
+	case O_LIBBLKIO: b->libblkio = true; break;
+	case O_SEED: b->seed = (uint32_t)number(arg); break;
+	case O_JSON: b->json = true; break;
+	case O_MEMCPY: *memcpy_only = true; break;
+	case O_RW:
+		if (set_mode(b, arg) == 0)
+			break;
+		fprintf(stderr, "bench: unknown --rw %s\n", arg);
+		exit(2);
+	case O_HELP:
+		fputs(usage, stdout);
+		exit(0);
+	default:
+		fputs(usage, stderr);
+		exit(2);
+	}
+}
+
+static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
+{
+	int opt;
+
+	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1,
+			     .random = true, .max_ios = UINT64_MAX };
+	while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1)
+		set_option(b, opt, optarg, memcpy_only);
+	if ((!b->socket && !*memcpy_only) || optind != argc || b->qd == 0 || b->qd > 32768 ||
+	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0) {
+		fputs(usage, stderr);
+		exit(2);
+	}
+	b->rng = (b->seed + UINT64_C(1)) * UINT64_C(0x2545f4914f6cdd1d);
+}
+
+int main(int argc, char **argv)
+{
+	bool memcpy_only = false;
+	struct bench b;
+	double s;
+
+	parse(&b, argc, argv, &memcpy_only);
+	signal(SIGINT, on_signal);
+	signal(SIGTERM, on_signal);
+	if (b.cpu >= 0) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET(b.cpu, &set);
+		if (sched_setaffinity(0, sizeof(set), &set) < 0)
+			fprintf(stderr, "bench: cannot pin to CPU %d: %s\n", b.cpu,
+				strerror(errno));
+	}
+	if (memcpy_only)
+		return memcpy_limit(&b) < 0;
+	if (connect_target(&b) < 0) {
+		b.broken = true;
+		release(&b);
+		return 1;
+	}
+	if (b.prefill)
+		prefill(&b);
+	s = run(&b, b.runtime_ms, b.max_ios);
+	b.json ? print_json(&b, s) : print_text(&b, s);
+	release(&b);
+	return b.broken || b.errors > 0 || b.verify_errors > 0;
+}

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A small Linux guest under QEMU with vhost-user-blk disks, driven from Python.
+
+    with Guest([Disk("/tmp/x/vhost.0", queues=4)], memory="hugepages") as guest:
+        print(guest.check("lsblk -b"))
+        guest.qmp("system_reset")
+
+The kernel and initramfs come from mkguest.sh. The serial port is the console, kept in a file for when
+something goes wrong; a virtio-serial port carries commands and answers (see init; a second
+UART lost interrupts under TCG). A script runs in the guest in the background, so several
+may be under way: start() one, run() others, wait() for the first. One thread of the host
+uses a Guest at a time.
+
+QEMU dies with us: by close(), at exit, or by the kernel if we are killed.
+"""
+
+import atexit
+import base64
+import ctypes
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
+ACCEL = os.environ.get("GUEST_ACCEL", "tcg")
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+class Unavailable(Exception):
+    """The guest cannot be had on this machine; str() is the reason, for a skip."""
+
+
+class GuestError(Exception):
+    """The guest did not do what was asked: it timed out, QEMU died, a command failed."""
+
+
+def images():
+    """Build the guest where needed; return (kernel, initramfs). Unavailable if it cannot."""
+    if not shutil.which(QEMU):
+        raise Unavailable("no %s: apt-get install qemu-system-x86" % QEMU)
+    done = subprocess.run([os.path.join(HERE, "mkguest.sh")], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["mkguest.sh failed"])[-1]
+        if done.returncode == 77:
+            raise Unavailable(last.replace("skip: guest: ", ""))
+        raise GuestError("mkguest.sh: " + done.stderr.strip())
+    kernel, initramfs = done.stdout.split()
+    return kernel, initramfs
+
+
+def hugetlbfs():
+    """Mount point of a hugetlbfs with 2 MiB pages, or Unavailable."""
+    with open("/proc/mounts") as f:
+        for line in f:
+            where, kind, options = line.split()[1:4]
+            if kind == "hugetlbfs" and "pagesize=1024M" not in options:
+                return where
+    raise Unavailable("hugetlbfs is not mounted: HUGEMEM=1024 ./scripts/setup.sh")
+
+
+def free_hugepages():
+    with open("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") as f:
+        return int(f.read())
+
+
+class Disk:
+    """One vhost-user-blk-pci device. props are its QEMU properties, as packed="on"."""
+
+    def __init__(self, path, queues=1, **props):
+        self.path = path
+        self.queues = queues
+        self.props = props
+
+
+class Guest:
+    def __init__(self, disks, memory="hugepages", size=512, smp=2, tmp=None):
+        self.disks = list(disks)
+        self.memory = memory
+        self.size = size
+        self.smp = smp
+        self.tmp = tmp
+        self._own_tmp = None
+        self._proc = None
+        self._serial = self._qmp = None
+        self._in = b""
+        self._qmp_in = b""
+        self._answers = {}
+        self._ready = 0
+        self._next_id = 1
+        self.events = []
+        self.boot_seconds = None
+
+    # ---- life -----------------------------------------------------------------------
+
+    def memory_args(self):
+        size = "size=%dM" % self.size
+        if self.memory == "hugepages":
+            free = free_hugepages()
+            if free * 2 < self.size:
+                raise Unavailable("needs %d MiB in free huge pages, there are %d: "
+                                  "HUGEMEM=1024 ./scripts/setup.sh" % (self.size, free * 2))
+            backend = "memory-backend-file,mem-path=%s,prealloc=on" % hugetlbfs()
+        elif self.memory == "memfd":
+            backend = "memory-backend-memfd"
+        else:
+            backend = "memory-backend-file,mem-path=" + self.memory
+        return ["-object", "%s,id=mem,%s,share=on" % (backend, size),
+                "-machine", "memory-backend=mem"]
+
+    def argv(self):
+        """The QEMU command line; needs self.tmp."""
+        kernel, initramfs = images()
+        # /dev/kvm may be there and not work (nested, unsupported), so it is not probed for.
+        kvm = ACCEL == "kvm"
+        args = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc",
+                "-accel", "kvm" if kvm else "tcg,thread=multi",
+                "-cpu", "host" if kvm else "max,erms=off,fsrm=off", "-smp", str(self.smp),
+                "-m", "%dM" % self.size]
+        args += self.memory_args()
+        args += ["-kernel", kernel, "-initrd", initramfs, "-append",
+                 "console=ttyS0 quiet mitigations=off no_timer_check "
+                 "random.trust_cpu=on init_on_alloc=0 rcupdate.rcu_expedited=1",
+                 "-chardev", "file,id=console,path=%s/console" % self.tmp,
+                 "-serial", "chardev:console",
+                 "-chardev", "socket,id=agent,path=%s/agent,server=on,wait=off" % self.tmp,
+                 "-device", "virtio-serial-pci,max_ports=2",
+                 "-device", "virtserialport,chardev=agent,name=agent",
+                 "-qmp", "unix:%s/qmp,server=on,wait=off" % self.tmp]
+        for i, disk in enumerate(self.disks):
+            args += ["-chardev", "socket,id=char%d,path=%s" % (i, disk.path)]
+            device = "vhost-user-blk-pci,id=disk%d,chardev=char%d,num-queues=%d" % (
+                i, i, disk.queues)
+            for key, value in disk.props.items():
+                device += ",%s=%s" % (key.replace("_", "-"), value)
+            args += ["-device", device]
+        return args
+
+    def boot(self, timeout=60):
+        if self.tmp is None:
+            self.tmp = self._own_tmp = tempfile.mkdtemp(prefix="guest.", dir="/tmp")
+        args = self.argv()
+        parent = os.getpid()
+
+        def die_with_parent():
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        began = time.monotonic()
+        atexit.register(self.close)
+        try:
+            with open(self.tmp + "/qemu.log", "wb") as log:
+                self._proc = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=log,
+                                              stderr=log, preexec_fn=die_with_parent)
+            self._qmp = self._connect("qmp")
+            self._serial = self._connect("agent")
+            self._qmp_handshake()
+            self.wait_ready(timeout)
+        except BaseException:
+            self.close()
+            raise
+        self.boot_seconds = time.monotonic() - began
+        return self
+
+    def wait_ready(self, timeout=60):
+        """Wait until the guest's init serves commands: at boot, and after a reset."""
+        self._pump_until(lambda: self._ready > 0, timeout, "the guest to boot")
+        self._ready -= 1
+
+    def close(self):
+        """Kill QEMU (never politely: nothing in the guest is worth it), remove the files."""
+        atexit.unregister(self.close)
+        for s in (self._serial, self._qmp):
+            if s is not None:
+                s.close()
+        self._serial = self._qmp = None
+        if self._proc is not None:
+            self._proc.kill()
+            self._proc.wait()
+            self._proc = None
+        if self._own_tmp is not None:
+            shutil.rmtree(self._own_tmp, ignore_errors=True)
+            self.tmp = self._own_tmp = None
+
+    def __enter__(self):
+        return self.boot() if self._proc is None else self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @property
+    def pid(self):
+        return self._proc.pid
+
+    def alive(self):
+        return self._proc is not None and self._proc.poll() is None
+
+    def console(self, lines=25):
+        """The end of the kernel's console and of what QEMU itself said."""
+        text = ""
+        for name in ("qemu.log", "console"):
+            try:
+                with open("%s/%s" % (self.tmp, name), errors="replace") as f:
+                    tail = f.read().splitlines()[-lines:]
+            except OSError:
+                continue
+            if tail:
+                text += "--- %s\n%s\n" % (name, "\n".join(tail))
+        return text
+
+    # ---- commands in the guest ------------------------------------------------------
+
+    def start(self, script):
+        """Start a shell script in the guest; returns a ticket for wait()."""
+        ticket = self._next_id
+        self._next_id += 1
+        line = b"%d %s\n" % (ticket, base64.b64encode(script.encode()))
+        self._serial.sendall(line)
+        self._answers[ticket] = None
+        return ticket
+
+    def done(self, ticket):
+        """Has the script ended? Never waits."""
+        self._pump(0)
+        return self._answers[ticket] is not None
+
+    def wait(self, ticket, timeout=60):
+        """(exit status, output) of a script that start() started."""
+        self._pump_until(lambda: self._answers[ticket] is not None, timeout, "a guest command")
+        return self._answers.pop(ticket)
+
+    def run(self, script, timeout=60):
+        return self.wait(self.start(script), timeout)
+
+    def check(self, script, timeout=60):
+        """Output of a script that must succeed."""
+        return self.check_wait(self.start(script), timeout, script)
+
+    def check_wait(self, ticket, timeout=60, script="the script"):
+        status, out = self.wait(ticket, timeout)
+        if status:
+            raise GuestError("in the guest: %s\nexit status %d\n%s%s" % (
+                script, status, out, self.console(12)))
+        return out.strip()
+
+    # ---- QMP ------------------------------------------------------------------------
+
+    def qmp(self, command, timeout=30, **arguments):
+        request = {"execute": command}
+        if arguments:
+            request["arguments"] = {k.replace("_", "-"): v for k, v in arguments.items()}
+        self._qmp.sendall(json.dumps(request).encode())
+        answer = self._qmp_wait(lambda m: "return" in m or "error" in m, timeout, command)
+        if "error" in answer:
+            raise GuestError("QMP %s: %s" % (command, answer["error"]["desc"]))
+        return answer["return"]
+
+    def wait_event(self, name, timeout=30):
+        """The oldest event of this name not yet taken, waited for where needed."""
+        for i, event in enumerate(self.events):
+            if event["event"] == name:
+                return self.events.pop(i)
+        self._qmp_wait(lambda m: m.get("event") == name, timeout, "event " + name)
+        return self.wait_event(name, 0)
+
+    def reset(self, timeout=60):
+        """system_reset: the guest starts anew, scripts under way are forgotten."""
+        self._pump(0)
+        self._ready = 0
+        self._answers.clear()
+        self.qmp("system_reset")
+        self.wait_ready(timeout)
+
+    # ---- inside ---------------------------------------------------------------------
+
+    def _connect(self, name):
+        deadline = time.monotonic() + 20
+        path = "%s/%s" % (self.tmp, name)
+        while True:
+            s = socket.socket(socket.AF_UNIX)
+            try:
+                s.connect(path)
+                return s
+            except OSError:
+                s.close()
+                if not self.alive() or time.monotonic() > deadline:
+                    raise GuestError("QEMU did not start\n" + self.console())
+                time.sleep(0.02)
+
+    def _pump_until(self, condition, timeout, what):
+        deadline = time.monotonic() + timeout
+        while not condition():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise GuestError("waited %d s for %s\n%s" % (timeout, what, self.console()))
+            self._pump(left)
+
+    def _pump(self, timeout):
+        """Take what the guest sent within the timeout and sort it into answers."""
+        if not select.select([self._serial], [], [], timeout)[0]:
+            return
+        data = self._serial.recv(65536)
+        if not data:
+            raise GuestError("QEMU is gone\n" + self.console())
+        self._in += data
+        while True:
+            line, newline, rest = self._in.partition(b"\n")
+            if not newline:
+                return
+            match = re.search(rb"#(?:(ready)|(\d+) (\d+) (\d+))\s*$", line)
+            if match and match.group(2):
+                ticket, status, length = (int(n) for n in match.groups()[1:])
+                if len(rest) < length:
+                    return
+                if ticket in self._answers:
+                    self._answers[ticket] = (status, rest[:length].decode(errors="replace"))
+                rest = rest[length:]
+            elif match:
+                self._ready += 1
+            self._in = rest
+
+    def _qmp_handshake(self):
+        self._qmp_wait(lambda m: "QMP" in m, 30, "greeting")
+        self.qmp("qmp_capabilities")
+
+    def _qmp_wait(self, wanted, timeout, what):
+        deadline = time.monotonic() + timeout
+        while True:
+            line, newline, rest = self._qmp_in.partition(b"\n")
+            if newline:
+                self._qmp_in = rest
+                message = json.loads(line)
+                if "event" in message:
+                    self.events.append(message)
+                if wanted(message):
+                    return message
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._qmp], [], [], left)[0]:
+                raise GuestError("QMP: waited %d s for %s\n%s" % (timeout, what, self.console()))
+            data = self._qmp.recv(65536)
+            if not data:
+                raise GuestError("QEMU is gone (QMP %s)\n%s" % (what, self.console()))
+            self._qmp_in += data

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vhost-user-blk controllers, as main.c and rpc/ see them. A controller is a
+ * listening socket and a bdev; each front end that connects gets a session with
+ * virtqueues of its own, which are spread over the reactors of the controller's
+ * cpumask. Everything here runs on the control thread.
+ */
+#ifndef SPINDLE_VHOST_H
+#define SPINDLE_VHOST_H
+
+#include "reactor/base.h"
+#include "reactor/cpumask.h"
+
+struct bdev;
+struct vhost_controller;
+
+#define VHOST_REASON_MAX 256
+#define VHOST_COALESCING_DELAY_MAX_US 1000000u
+#define VHOST_COALESCING_IOPS_MIN 100u
+
+/* dir: where the controllers' sockets are made; copied. -errno. */
+int vhost_init(const char *dir) CONTROL_ONLY;
+/* Delete all controllers, wait for their sessions' I/O, then call done. */
+void vhost_fini(void (*done)(void)) CONTROL_ONLY;
+
+struct vhost_controller_opts {
+	const char *name;	/* also the socket's name in dir */
+	const char *dev_name;	/* bdev */
+	const char *cpumask;	/* NULL: all reactors */
+	const char *transport;	/* NULL or "vhost_user_blk" */
+	bool readonly;
+	bool packed_ring;	/* accepted; not offered by this version */
+};
+
+/*
+ * Open the bdev, then listen. On failure nothing is left behind and reason says
+ * why: -EEXIST name taken, -ENODEV no such bdev, -EINVAL bad mask or transport,
+ * -EIO no socket could be made at that path, -EPERM bdev claimed, -ENOMEM.
+ */
+int vhost_controller_create(const struct vhost_controller_opts *opts,
+			    char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
+/*
+ * Stop listening, remove the socket, end the sessions. Returns at once; the
+ * sessions' in-flight I/O ends in the background. -ENODEV.
+ */
+int vhost_controller_delete(const char *name, char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
+/* -ENODEV; -EINVAL: delay above the maximum or threshold below the minimum. */
+int vhost_controller_set_coalescing(const char *name, uint32_t delay_base_us,
+				    uint32_t iops_threshold,
+				    char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
+
+/* ------- looking ------- */
+
+struct vhost_controller *vhost_controller_find(const char *name) CONTROL_ONLY;
+/* By name; NULL starts, NULL ends. */
+struct vhost_controller *vhost_controller_next(struct vhost_controller *after) CONTROL_ONLY;
+
+struct vhost_controller_info {
+	const char *name;
+	const char *socket;		/* path */
+	struct bdev *bdev;		/* NULL once removed */
+	struct cpumask cpumask;
+	uint32_t delay_base_us, iops_threshold;
+	bool readonly, packed_ring;
+};
+/* Strings are the controller's. */
+void vhost_controller_get_info(const struct vhost_controller *c,
+			       struct vhost_controller_info *info) CONTROL_ONLY;
+
+struct vhost_session_info {
+	uint32_t vid, id;	/* of all sessions; of this controller's */
+	const char *name;	/* <controller>s<id> */
+	bool started;		/* a virtqueue is running */
+	uint32_t max_queues;	/* virtqueues set up */
+	uint64_t inflight;	/* requests */
+};
+void vhost_controller_each_session(const struct vhost_controller *c,
+				   void (*fn)(const struct vhost_session_info *info, void *arg),
+				   void *arg) CONTROL_ONLY;
+
+#endif

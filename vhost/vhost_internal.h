@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the files of vhost/ share. Who owns what:
+ *
+ *   controller, session, vhost_vq   the control thread
+ *   vq (a running virtqueue)        its reactor, from vq_start() to the message
+ *                                   that says it has stopped
+ *
+ * The front end's messages change what a session *wants*: the fields of
+ * vhost_vq. session_reconcile() compares that with the vqs that run and starts,
+ * stops or updates them; when all have settled, the message is answered. A vq is
+ * immutable while it runs, but for what vq_update() carries.
+ */
+#ifndef SPINDLE_VHOST_INTERNAL_H
+#define SPINDLE_VHOST_INTERNAL_H
+
+#include "bdev/bdev.h"
+#include "reactor/control.h"
+#include "reactor/reactor.h"
+#include "vhost/guest_mem.h"
+#include "vhost/protocol.h"
+#include "vhost/vhost.h"
+#include "vhost/vring.h"
+
+#define VHOST_VQS_MAX 256
+#define VHOST_CONFIG_SIZE 256
+
+/* ------- the running virtqueue: vq.c and blk.c ------- */
+
+#define BLK_INLINE_IOVS 8
+#define BLK_RANGES_MAX 16	/* ranges in one DISCARD or WRITE_ZEROES */
+
+struct blk_range {
+	uint64_t offset, length;	/* bytes */
+};
+
+/* A request in flight; slot `head` of its vq. */
+struct blk_req {
+	struct bdev_io io;
+	struct vq *vq;
+	struct iovec *iov;		/* inline_iov or a long one of the vq */
+	uint8_t *status;		/* in guest memory */
+	uint32_t used_len;
+	uint16_t head;
+	bool busy;
+	bool settling;			/* the write is done, its flush is under way */
+	uint8_t range_next, range_count;
+	struct vring_chain chain;
+	union {
+		struct iovec inline_iov[BLK_INLINE_IOVS];
+		struct blk_range ranges[BLK_INLINE_IOVS];
+	};
+};
+
+/* What may change while a vq runs, by a message. */
+struct vq_update {
+	struct guest_mem *mem;		/* a superset of what it has */
+	int call_fd, err_fd;
+	bool writethrough;
+	uint32_t coalescing_us, coalescing_iops;
+};
+
+struct vq {
+	/* Owner only, each pass. */
+	struct poller poller;
+	struct vring vring;
+	struct bdev_channel *ch;	/* NULL: the bdev is gone */
+	struct blk_req *reqs;		/* num of them */
+	uint32_t inflight_now;
+	bool readonly, writethrough, write_cache;
+	bool broken, stopping, publish_wanted;
+	uint64_t features;		/* virtio, as acknowledged */
+	struct defer publish;
+	struct fd_signal *call;
+	struct long_iov *long_iovs;	/* free ones */
+	struct fd_watch *kick_watch;
+	bool no_kick;			/* cannot be notified: must be polled */
+	/* Interrupt coalescing: see vq_notify(). */
+	uint32_t coalescing_us, coalescing_iops;
+	uint64_t interval_start, interval_count, call_delay, next_call;
+	struct timer call_timer;
+	/* Read by anyone. */
+	CACHE_ALIGNED counter64 inflight;
+	counter64 requests;
+	/* Fixed while it runs. */
+	CACHE_ALIGNED struct vhost_vq *owner;
+	struct reactor *reactor;
+	struct guest_mem *mem;		/* reference held by control */
+	int kick_fd;
+	int err_fd;
+	uint32_t num;
+	uint32_t generation;		/* of the vhost_vq when it was made */
+	char name[64];
+	/* The message between control and the reactor: one at a time. */
+	struct msg msg;
+	struct vq_update update;
+	struct guest_mem *old_mem;
+	int old_call_fd, old_err_fd;
+};
+
+struct vq_params {
+	struct vhost_vq *owner;
+	struct reactor *reactor;
+	struct bdev_desc *desc;		/* NULL or bdev NULL: every request fails */
+	struct vring_params ring;
+	struct guest_mem *mem;
+	struct vq_update update;	/* fds are duplicated; mem is ignored */
+	int kick_fd;			/* -1: none */
+	uint64_t features;
+	bool readonly;
+	uint32_t generation;
+	const char *name;
+};
+
+/* Make it; nothing runs yet. -EFAULT, -EINVAL (ring), -ENOMEM, -errno. */
+int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
+/* It has stopped, or never ran. NULL is allowed. */
+void vq_free(struct vq *vq) CONTROL_ONLY;
+void vq_start(struct vq *vq) CONTROL_ONLY;
+/* Ends in session_vq_stopped(), when its requests have ended. */
+void vq_stop(struct vq *vq) CONTROL_ONLY;
+/* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
+void vq_update(struct vq *vq) CONTROL_ONLY;
+
+/* The queue cannot go on: tell the front end, log once, serve nothing more. */
+void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head) REACTOR_ONLY;
+/* Answer: used entry with `len` bytes written; the slot is free again. */
+void vq_complete(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
+bool vq_grow_iov(struct vring_chain *chain, unsigned int used);
+void vq_release_iov(struct vq *vq, struct blk_req *req);
+
+/* blk.c: start the request of this head. A fault breaks the queue. */
+enum vring_fault blk_start(struct vq *vq, uint16_t head) REACTOR_ONLY;
+uint64_t blk_features(const struct vhost_controller *c) CONTROL_ONLY;
+/* The configuration space as the guest sees it, zero-padded. */
+void blk_config(const struct vhost_controller *c, bool writeback,
+		uint8_t config[VHOST_CONFIG_SIZE]) CONTROL_ONLY;
+/* Whether writes may stay volatile before the guest has said what it wants. */
+bool blk_writeback_default(const struct vhost_controller *c) CONTROL_ONLY;
+/* Whether the guest, having acknowledged these features, has asked for write-through. */
+bool blk_is_writethrough(uint64_t features, bool writeback);
+/* Where a SET_CONFIG may write: the writeback byte alone. */
+bool blk_config_write(uint32_t offset, uint32_t size, const uint8_t *data, bool *writeback);
+
+/* ------- control's side: session.c and controller.c ------- */
+
+/* What the front end wants of one virtqueue. */
+struct vhost_vq {
+	struct vhost_session *session;
+	unsigned int index;
+	uint32_t num;
+	uint64_t desc_uva, avail_uva, used_uva;
+	uint16_t base;			/* next avail entry, while not running */
+	bool has_addr, kicked, enabled;
+	int kick_fd, call_fd, err_fd;
+	uint32_t generation;		/* raised to have the vq made anew */
+	struct vq *vq;			/* NULL: not running */
+	bool stopping;			/* told to stop, not yet stopped */
+	bool updating;			/* vq_update() under way */
+	bool dirty;			/* wants an update */
+	bool failed;			/* could not be made; logged; until something changes */
+};
+
+struct vhost_session {
+	struct list node;
+	struct vhost_controller *controller;
+	struct vhost_conn conn;
+	uint32_t vid, id;
+	char name[VHOST_NAME_MAX];
+	uint64_t features;		/* virtio and vhost bits acknowledged */
+	uint64_t protocol_features;
+	uint8_t status;
+	bool closing;
+	bool writeback;
+	bool asked_config;		/* read the configuration in this connection */
+	bool told_config;
+	bool listed;			/* started was logged */
+	struct guest_mem *mem;
+	struct mem_region **staged;	/* of a message under way */
+	int backend_fd;			/* our channel to the front end, -1: none */
+	/* Answer once every vq has settled; NULL: nothing under way. */
+	void (*settled)(struct vhost_session *s);
+	unsigned int settle_index;
+	bool settle_nack;
+	struct vhost_vq *vqs[VHOST_VQS_MAX];
+	unsigned int vq_count;		/* highest index used + 1 */
+};
+
+struct vhost_controller {
+	struct list node;
+	char name[VHOST_NAME_MAX];
+	char *socket;
+	struct control_fd listen;
+	struct control_timer accept_timer;
+	dev_t socket_dev;
+	ino_t socket_ino;
+	struct bdev_desc desc;
+	bool bdev_gone;			/* removed: vqs with a channel must go */
+	struct cpumask cpumask;
+	bool readonly, packed_ring;
+	bool deleting;
+	uint32_t delay_base_us, iops_threshold;
+	uint32_t next_session_id;
+	struct list sessions;
+};
+
+void session_create(struct vhost_controller *c, int fd) CONTROL_ONLY;
+/* End it; it frees itself when its requests have ended. */
+void session_close(struct vhost_session *s) CONTROL_ONLY;
+/* Have its vqs started, stopped and updated as wanted. */
+void session_reconcile(struct vhost_session *s) CONTROL_ONLY;
+/* Tell the front end that the configuration has changed. */
+void session_config_changed(struct vhost_session *s) CONTROL_ONLY;
+/* Every vq wants an update (coalescing, cache mode). */
+void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
+void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
+void session_vq_updated(struct vhost_vq *vvq) CONTROL_ONLY;
+/* A message has arrived whole and its shape has been checked. */
+void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONLY;
+
+/* The reactor for one more vq of this session. */
+struct reactor *controller_pick_reactor(struct vhost_controller *c,
+					const struct vhost_session *s) CONTROL_ONLY;
+void controller_reactor_load(const struct reactor *r, int delta) CONTROL_ONLY;
+void controller_session_gone(struct vhost_controller *c) CONTROL_ONLY;
+/* A vq of it has stopped: perhaps the bdev can be closed now. */
+void controller_vq_gone(struct vhost_controller *c) CONTROL_ONLY;
+
+#endif
