@@ -510,6 +510,8 @@ CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 	bdev->removing = true;
 	bdev->deleting = res;
 	list_del(&bdev->node);
+	/* Keeps it from being destroyed under this function. */
+	bdev->channel_count++;
 	/* What is held back without end must not keep its users from leaving. */
 	for (unsigned int i = 0; i < reactor_count(); i++) {
 		struct bdev_channel *ch = bdev->channels[i];
@@ -520,12 +522,10 @@ CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 		ch->cancel_msg.fn = channel_cancel;
 		reactor_post(ch->reactor, &ch->cancel_msg);
 	}
-	if (list_empty(&bdev->descs)) {
-		destroy_if_unused(bdev);
-		return;
-	}
 	list_for_each_safe(desc, tmp, &bdev->descs, node)
 		desc->event(desc, BDEV_EVENT_REMOVE);
+	bdev->channel_count--;
+	destroy_if_unused(bdev);
 }
 
 void bdev_delete(const char *name, const struct bdev_ops *ops, struct bdev_result *res)

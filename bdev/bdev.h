@@ -75,6 +75,11 @@ struct bdev_io {
  */
 void bdev_submit(struct bdev_io *io) REACTOR_ONLY;
 
+/* Helpers on iovecs: copy `len` bytes starting at byte `skip` of the list. */
+void bdev_iov_to_buf(const struct iovec *iov, uint32_t iovcnt, uint64_t skip, void *buf, size_t len);
+void bdev_buf_to_iov(const void *buf, const struct iovec *iov, uint32_t iovcnt, uint64_t skip,
+		     size_t len);
+
 /* ------- bdevs ------- */
 
 struct bdev_latency {

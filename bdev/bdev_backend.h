@@ -58,7 +58,8 @@ struct bdev_channel {
 	struct defer retry;		/* resubmits the wait list in the next pass */
 	/* control's */
 	unsigned int refs;
-	struct msg msg;			/* open, then close, then gone */
+	struct msg open_msg;		/* apart: a put may follow before it has arrived */
+	struct msg msg;			/* close, then gone */
 	struct msg cancel_msg;
 	bool cancelling;
 	CACHE_ALIGNED struct bdev_stats stats;
@@ -96,10 +97,5 @@ void bdev_io_done_later(struct bdev_io *io, int status) REACTOR_ONLY;
 void bdev_io_done_foreign(struct bdev_io *io, int status);
 /* Inside submit: no resources now; submit is called again with it in the next pass. */
 void bdev_io_wait(struct bdev_io *io) REACTOR_ONLY;
-
-/* Helpers on iovecs: copy `len` bytes starting at byte `skip` of the list. */
-void bdev_iov_to_buf(const struct iovec *iov, uint32_t iovcnt, uint64_t skip, void *buf, size_t len);
-void bdev_buf_to_iov(const void *buf, const struct iovec *iov, uint32_t iovcnt, uint64_t skip,
-		     size_t len);
 
 #endif

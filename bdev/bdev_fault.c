@@ -221,7 +221,8 @@ static int corrupt_prepare(struct fault_io *fi, const struct fault_rule *rule)
 	fi->corrupt_xor = atomic_load_explicit(&rule->corrupt_xor, memory_order_relaxed);
 	if (io->type != BDEV_WRITE)
 		return 0;
-	if (posix_memalign(&copy, 4096, io->length))
+	copy = aligned_alloc(4096, (io->length + 4095) & ~(uint64_t)4095);
+	if (!copy)
 		return -ENOMEM;
 	bdev_iov_to_buf(io->iov, io->iovcnt, 0, copy, io->length);
 	fi->copy = (struct iovec){ .iov_base = copy, .iov_len = io->length };

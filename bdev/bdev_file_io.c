@@ -125,9 +125,11 @@ static COLD void *bounce_get(struct file_channel *fc)
 		fc->bounces = b->next;
 		return b;
 	}
-	if (fc->bounce_count == BOUNCE_MAX || posix_memalign(&mem, BOUNCE_ALIGN, BOUNCE_SIZE))
+	if (fc->bounce_count == BOUNCE_MAX)
 		return NULL;
-	fc->bounce_count++;
+	mem = aligned_alloc(BOUNCE_ALIGN, BOUNCE_SIZE);
+	if (mem)
+		fc->bounce_count++;
 	return mem;
 }
 

@@ -143,7 +143,7 @@ static int refuse(struct file_bdev *fb, int byte, const struct flock *fl)
 {
 	long pid = fl->l_pid > 0 ? fl->l_pid : find_holder(fb, byte);
 	bool unshared = byte >= UNSHARED_BASE;
-	char who[64], name[32];
+	char who[80], name[32];
 
 	if (pid == getpid()) {
 		snprintf(who, sizeof(who), "another bdev of this target");

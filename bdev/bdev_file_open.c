@@ -217,9 +217,9 @@ static void go_buffered(struct file_bdev *fb, const char *why)
 static uint32_t probe_alignment(const struct file_bdev *fb)
 {
 	uint32_t found = 0;
-	char *buf;
+	char *buf = aligned_alloc(PROBE_ALIGN_MAX, 2 * PROBE_ALIGN_MAX);
 
-	if (posix_memalign((void **)&buf, PROBE_ALIGN_MAX, 2 * PROBE_ALIGN_MAX))
+	if (!buf)
 		return PROBE_ALIGN_MAX;
 	for (uint32_t align = 512; align <= PROBE_ALIGN_MAX && !found; align *= 8) {
 		/* At an offset and address that are aligned so much, and no more. */

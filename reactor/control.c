@@ -90,8 +90,12 @@ int control_init(void)
 	return 0;
 }
 
+static void run_inbox(void);
+
 void control_fini(void)
 {
+	/* What workers sent last: mostly memory that wants to be freed. */
+	run_inbox();
 	if (ctl.wake_fd >= 0)
 		close(ctl.wake_fd);
 	if (ctl.epfd >= 0)

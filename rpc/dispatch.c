@@ -27,7 +27,7 @@
 #define WHY_MAX 512
 
 static const struct rpc_method *const method_tables[] = {
-	rpc_app_methods, rpc_bdev_methods, rpc_vhost_methods,
+	rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
 };
 
 static struct {
@@ -232,23 +232,16 @@ void rpc_reply_string(struct rpc_call *call, const char *s)
 	rpc_reply(call);
 }
 
-/* One line per refusal; a client's text must not make lines of its own. */
-static void log_refusal(const char *method, const char *message, const char *data)
+static void rpc_refused(const char *method, const char *message, const char *data)
 {
-	char text[WHY_MAX + 256];
-
-	snprintf(text, sizeof(text), "%s: %s", method, data && *data ? data : message);
-	for (char *p = text; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
-			*p = '?';
-	log_limited(LOG_ERROR, &refusal_limit, "%s", text);
+	log_limited(LOG_ERROR, &refusal_limit, "%s: %s", method, data && *data ? data : message);
 }
 
 static void reply_error(struct rpc_call *call, int code, const char *message, const char *data,
 			bool logged) CONTROL_ONLY
 {
 	if (!logged)
-		log_refusal(call->method->name, message, data);
+		rpc_refused(call->method->name, message, data);
 	call->out.len = 0;
 	write_error(&call->out, call->id, code, message, data);
 	call_end(call, false);
@@ -521,7 +514,8 @@ static void fault_text(const struct json_fault *fault, const char *what, char wh
 	if (fault->kind == JSON_DUPLICATE_KEY)
 		snprintf(why, WHY_MAX, "%s \"%s\" given twice", what, fault->key);
 	else
-		snprintf(why, WHY_MAX, "%s \"%s\": a number does not fit 64 bits", what, fault->key);
+		snprintf(why, WHY_MAX, "%s \"%s\": a number does not fit 64 bits", what,
+			 fault->key);
 }
 
 /* All that can be wrong with a call before its handler sees it. */
@@ -582,7 +576,7 @@ static void refuse(struct rpc_client *client, struct json_object *id, int code,
 {
 	struct json_out out = { 0 };
 
-	log_refusal("request", message, why);
+	rpc_refused("request", message, why);
 	write_error(&out, id, code, message, why);
 	client_answer(client, &out);
 	json_out_fini(&out);

@@ -110,13 +110,14 @@ struct rpc_method {
 	.args_size = sizeof(s) + 0 * sizeof(char[sizeof(s) <= RPC_ARGS_MAX ? 1 : -1])
 
 /* Each ends with a row whose name is NULL. */
-extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_vhost_methods[];
+extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_bdev_show_methods[],
+	rpc_vhost_methods[];
 
 /*
  * One call from decoding to reply. A handler that answers later keeps the
  * pointer; the call outlives its client, whose reply is then dropped. A handler
- * that may wait without end sets `cancel`, which is called when the client left
- * and must end in a reply.
+ * that may wait for long sets `cancel`, which is called when the client left and
+ * must end in a reply; and does not wait at all when rpc_client_gone().
  */
 struct rpc_call {
 	const struct rpc_method *method;
@@ -183,6 +184,7 @@ void rpc_dispatch_error(struct rpc_client *client, int code, const char *message
 			const char *data) CONTROL_ONLY;
 /* A call is under way on behalf of client. */
 void rpc_client_began(struct rpc_client *client, struct rpc_call *call) CONTROL_ONLY;
+bool rpc_client_gone(const struct rpc_client *client);
 /* The answer, without newline; NULL: there is none to send. */
 void rpc_client_answer(struct rpc_client *client, const char *text, size_t len) CONTROL_ONLY;
 

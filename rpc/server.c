@@ -125,7 +125,7 @@ static void client_close(struct rpc_client *c) CONTROL_ONLY
 	control_timer_stop(&c->linger);
 	close(c->cf.fd);
 	c->cf.fd = -1;
-	c->gone = c->eof = true;
+	c->gone = c->eof = c->closing = true;
 	list_del(&c->node);
 	server.client_count--;
 	if (c->call && c->call->cancel)
@@ -195,8 +195,11 @@ static void client_send(struct rpc_client *c, const char *text, size_t len) CONT
 void rpc_client_began(struct rpc_client *c, struct rpc_call *call)
 {
 	c->call = call;
-	if (c->gone && call->cancel)
-		call->cancel(call);
+}
+
+bool rpc_client_gone(const struct rpc_client *c)
+{
+	return c->gone;
 }
 
 void rpc_client_answer(struct rpc_client *c, const char *text, size_t len)
@@ -334,7 +337,7 @@ static bool client_parse(struct rpc_client *c) CONTROL_ONLY
 		return false;
 	} else if (err != json_tokener_success) {
 		client_fail(c, err == json_tokener_error_depth ? "nested more than 64 deep" :
-								 json_tokener_error_desc(err));
+								 "not valid JSON");
 	} else {
 		size_t start = c->in_start;
 
@@ -411,7 +414,7 @@ static void client_run(struct rpc_client *c)
 		return;
 	c->running = true;
 	c->refs++;
-	while (!c->busy && client_unsent(c) <= OUT_MAX) {
+	while (!c->busy && c->cf.fd >= 0 && client_unsent(c) <= OUT_MAX) {
 		if (budget-- == 0) {
 			client_post(c);
 			break;
@@ -636,7 +639,8 @@ static int server_remove_stale(const struct sockaddr_un *addr)
 	rc = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) ? errno : 0;
 	close(fd);
 	if (rc != ECONNREFUSED && rc != ENOENT) {
-		log_error("RPC Unix domain socket path %s in use. Specify another.", addr->sun_path);
+		log_error("RPC Unix domain socket path %s in use. Specify another.",
+			  addr->sun_path);
 		return -EADDRINUSE;
 	}
 	if (unlink(addr->sun_path) && errno != ENOENT)

@@ -28,7 +28,7 @@
 /* ------- the running virtqueue: vq.c and blk.c ------- */
 
 #define BLK_INLINE_IOVS 8
-#define BLK_RANGES_MAX 16	/* ranges in one DISCARD or WRITE_ZEROES */
+#define BLK_RANGES_MAX BLK_INLINE_IOVS	/* ranges in one DISCARD or WRITE_ZEROES */
 
 struct blk_range {
 	uint64_t offset, length;	/* bytes */
@@ -94,8 +94,6 @@ struct vq {
 	/* The message between control and the reactor: one at a time. */
 	struct msg msg;
 	struct vq_update update;
-	struct guest_mem *old_mem;
-	int old_call_fd, old_err_fd;
 };
 
 struct vq_params {
@@ -153,6 +151,7 @@ struct vhost_vq {
 	uint16_t base;			/* next avail entry, while not running */
 	bool has_addr, kicked, enabled;
 	int kick_fd, call_fd, err_fd;
+	int old_fd;			/* replaced; a running vq may still use it */
 	uint32_t generation;		/* raised to have the vq made anew */
 	struct vq *vq;			/* NULL: not running */
 	bool stopping;			/* told to stop, not yet stopped */
@@ -176,12 +175,17 @@ struct vhost_session {
 	bool told_config;
 	bool listed;			/* started was logged */
 	struct guest_mem *mem;
-	struct mem_region **staged;	/* of a message under way */
 	int backend_fd;			/* our channel to the front end, -1: none */
-	/* Answer once every vq has settled; NULL: nothing under way. */
+	uint64_t offered;		/* features at the time it connected */
+	bool busy;			/* inside a handler */
+	/*
+	 * What follows once every vq has settled: settled is the step all
+	 * messages share, after is the message's own, before it.
+	 */
 	void (*settled)(struct vhost_session *s);
+	void (*after)(struct vhost_session *s);
 	unsigned int settle_index;
-	bool settle_nack;
+	bool settle_nack;		/* the acknowledgement is a refusal */
 	struct vhost_vq *vqs[VHOST_VQS_MAX];
 	unsigned int vq_count;		/* highest index used + 1 */
 };

@@ -15,6 +15,10 @@
 
 #include <sys/uio.h>
 
+/* Feature bits (VIRTIO 1.2, section 6). */
+#define VRING_F_INDIRECT_DESC 28
+#define VRING_F_EVENT_IDX 29
+
 #define VRING_SIZE_MAX 1024	/* entries: what QEMU allows */
 /* Data segments, plus a header and status cut to bytes. */
 #define VRING_CHAIN_MAX (1024 + 17)

@@ -32,7 +32,7 @@
 #include "hist.h"
 
 #define IDLE_SPINS 64u
-#define PUBLISH_BATCH 32u
+#define MAX_BATCH 32u
 #define STALL_NS UINT64_C(5000000000)
 #define NUM_PCT 5
 
@@ -73,6 +73,7 @@ struct bench_queue {
 struct bench {
 	const char *socket;
 	uint32_t qd, bs, queues, write_pct, runtime_ms, seed;
+	uint32_t batch;		/* publish after so many */
 	uint64_t size, max_ios;
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio;
 	int cpu;
@@ -214,7 +215,7 @@ static inline void publish(struct bench *b, struct bench_queue *q)
 /* A second look, behind a fence: see the head of this file. */
 static void look_slow(struct bench *b, struct bench_queue *q)
 {
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	fe_fence();
 	look(b, q);
 	q->look_again = false;
 	q->kicked = q->published;
@@ -281,7 +282,7 @@ static void poll_queue(struct bench *b, struct bench_queue *q)
 		account(b, s, now);
 		if (!b->stop)
 			prepare(b, q, s, now);
-		if (i % PUBLISH_BATCH == PUBLISH_BATCH - 1)
+		if ((uint16_t)(q->avail_idx - q->published) >= b->batch)
 			publish(b, q);
 	}
 	publish(b, q);
@@ -730,6 +731,9 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 		fputs(usage, stderr);
 		exit(2);
 	}
+	/* A quarter of the depth keeps the target busy while we prepare the rest: at depth 32
+	 * that gave a target without work of its own 1.35x of publishing all at once. */
+	b->batch = b->qd / 4 < 1 ? 1 : b->qd / 4 > MAX_BATCH ? MAX_BATCH : b->qd / 4;
 	b->rng = (b->seed + UINT64_C(1)) * UINT64_C(0x2545f4914f6cdd1d);
 }
 

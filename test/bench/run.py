@@ -387,7 +387,7 @@ def options():
     p.add_argument("--socket", help="only drive this running vhost-user-blk socket")
     p.add_argument("--rpc", help="with --socket: its RPC socket, for the busy share")
     o = p.parse_args()
-    o.build = os.environ.get("BUILD", os.path.join(REPO, "build"))
+    o.build = os.path.join(REPO, os.environ.get("BUILD", "build"))
     o.bench = os.path.join(o.build, "test", "bench")
     o.dir = o.dir or os.path.join(o.build, "bench-data")
     o.target_args, o.client_args = o.target_args.split(), o.client_args.split()

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <linux/virtio_blk.h>
@@ -134,6 +135,8 @@ struct fe *fe_connect(const char *path, const struct fe_opts *opts, int *err)
 int fe_open(struct fe *fe, const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	uint64_t deadline = fe_now_ns() + fe->opts.timeout_ms * UINT64_C(1000000);
+	const struct timespec nap = { .tv_nsec = 2000000 };
 	size_t len = strlen(path);
 	int sock;
 
@@ -143,11 +146,16 @@ int fe_open(struct fe *fe, const char *path)
 	sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (sock < 0)
 		return -errno;
-	if (connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+	/* EAGAIN: the listener's backlog is full, as it is while it serves somebody else. */
+	while (connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
 		int rc = -errno;
 
+		if (rc == -EAGAIN && fe_now_ns() < deadline) {
+			nanosleep(&nap, NULL);
+			continue;
+		}
 		close(sock);
-		return rc;
+		return rc == -EAGAIN ? -ETIMEDOUT : rc;
 	}
 	memcpy(fe->path, addr.sun_path, sizeof(fe->path));
 	fe_adopt(fe, sock);

@@ -40,18 +40,6 @@ static uint16_t *avail_event(const struct fe_vq *vq)
 	return (uint16_t *)(void *)&vq->used->ring[vq->size];
 }
 
-/* gcc cannot instrument a fence for TSan and says so; a locked exchange orders as much on x86. */
-static void full_fence(void)
-{
-#ifdef __SANITIZE_THREAD__
-	static int word;
-
-	__atomic_exchange_n(&word, 0, __ATOMIC_SEQ_CST);
-#else
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-#endif
-}
-
 static int open_eventfd(void)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -300,7 +288,7 @@ int fe_kick(struct fe_vq *vq, bool force)
 	uint16_t old = vq->kicked_idx;
 	bool wanted;
 
-	full_fence();
+	fe_fence();
 	vq->kicked_idx = vq->avail_idx;
 	if (vq->event_idx)
 		wanted = vring_need_event(fe_vq_avail_event(vq), vq->avail_idx, old);
@@ -540,7 +528,7 @@ int fe_wait(struct fe_vq *vq, struct fe_completion *out, unsigned int max, int t
 			continue;
 		if (vq->event_idx) {
 			fe_vq_set_used_event(vq, vq->last_used);
-			full_fence();
+			fe_fence();
 			if (fe_vq_used_idx(vq) != vq->last_used)
 				continue;
 		}

@@ -141,8 +141,8 @@ class _Fe(C.Structure):
 
 def library_path():
     """Where libfrontend.so is: the unsanitized one, whatever the target was built with."""
-    build = os.environ.get("BUILD", os.path.join(_REPO, "build")).rstrip("/")
-    if os.path.basename(build) in ("address", "undefined", "thread"):
+    build = os.path.join(_REPO, os.environ.get("BUILD", "build")).rstrip("/")
+    if set(os.path.basename(build).split("-")) & {"address", "undefined", "thread"}:
         build = os.path.dirname(build)
     for d in (build, os.path.join(_REPO, "build")):
         path = os.path.join(d, "test", "libfrontend.so")
@@ -283,8 +283,14 @@ def pack_range(sector, num_sectors, flags=0):
 class Queue:
     """One virtqueue: requests in flight, and every field of the ring."""
 
-    def __init__(self, fe, vq):
-        self.fe, self.vq, self._l = fe, vq, lib()
+    def __init__(self, vq):
+        self._vq, self._l = vq, lib()
+
+    @property
+    def vq(self):
+        if self._vq is None:
+            raise ValueError("front end destroyed")
+        return self._vq
 
     def __getattr__(self, name):
         # The C struct's fields: size, avail_idx, last_used, num_free, in_flight, kicks, ...
@@ -415,7 +421,7 @@ class Frontend:
                  seg_size=0, features_off=0, features_force=0, protocol_off=0,
                  mem_size=64 << 20, backing="memfd", dir=None, ring_region=-1, data_region=-1,
                  regions=(), **flags):
-        self._p = None
+        self._p, self.q = None, []
         self._l = lib()
         unknown = set(flags) - set(FLAGS)
         if unknown:
@@ -431,7 +437,7 @@ class Frontend:
         if not self._p:
             self._p = None
             _check(err.value)
-        self.q = [Queue(self, C.pointer(self.c.vqs[i])) for i in range(self.c.num_vqs)]
+        self.q = [Queue(C.pointer(self.c.vqs[i])) for i in range(self.c.num_vqs)]
 
     @classmethod
     def connect(cls, path, **opts):
@@ -465,7 +471,8 @@ class Frontend:
         if self._p is not None:
             self._l.fe_destroy(self._p)
             self._p = None
-            self.q = []
+            for q in self.q:
+                q._vq = None
 
     # -- life --
 

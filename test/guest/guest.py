@@ -5,6 +5,10 @@
         print(guest.check("lsblk -b"))
         guest.qmp("system_reset")
 
+or from a shell, which prints what it does (--help):
+
+    guest.py --disk /tmp/x/vhost.0,num-queues=4 'lsblk' 'dd if=/dev/vda of=/dev/null bs=1M'
+
 The kernel and initramfs come from mkguest.sh. The serial port is the console, kept in a file for when
 something goes wrong; a virtio-serial port carries commands and answers (see init; a second
 UART lost interrupts under TCG). A script runs in the guest in the background, so several
@@ -14,6 +18,7 @@ uses a Guest at a time.
 QEMU dies with us: by close(), at exit, or by the kernel if we are killed.
 """
 
+import argparse
 import atexit
 import base64
 import ctypes
@@ -21,10 +26,12 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -74,7 +81,7 @@ def free_hugepages():
 
 
 class Disk:
-    """One vhost-user-blk-pci device. props are its QEMU properties, as packed="on"."""
+    """One vhost-user-blk-pci device. props: its QEMU properties, named as QEMU does."""
 
     def __init__(self, path, queues=1, **props):
         self.path = path
@@ -141,7 +148,7 @@ class Guest:
             device = "vhost-user-blk-pci,id=disk%d,chardev=char%d,num-queues=%d" % (
                 i, i, disk.queues)
             for key, value in disk.props.items():
-                device += ",%s=%s" % (key.replace("_", "-"), value)
+                device += ",%s=%s" % (key, value)
             args += ["-device", device]
         return args
 
@@ -352,3 +359,68 @@ class Guest:
             if not data:
                 raise GuestError("QEMU is gone (QMP %s)\n%s" % (what, self.console()))
             self._qmp_in += data
+
+
+# ---- from a shell ---------------------------------------------------------------------------
+
+
+def _disk(text):
+    path, _, rest = text.partition(",")
+    props = dict(p.partition("=")[::2] for p in rest.split(",") if p)
+    return Disk(path, int(props.pop("num-queues", 1)), **props)
+
+
+def _pretty(argv):
+    """A command line as one would type it, an option a line."""
+    text = ""
+    for word in argv:
+        new = word.startswith("-") and text
+        text += (" \\\n      " if new else " " if text else "") + shlex.quote(word)
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Boot a small guest on vhost-user-blk disks and run commands in it; "
+        "exits with 1 at the first that fails.")
+    parser.add_argument("--disk", action="append", required=True, type=_disk,
+                        metavar="SOCKET[,PROPERTY=VALUE...]",
+                        help="a controller's socket, and properties of vhost-user-blk-pci")
+    parser.add_argument("--memory", default="hugepages",
+                        help="hugepages (the default), memfd, or a file's or directory's path")
+    parser.add_argument("--size", type=int, default=512, help="of the guest's memory, in MiB")
+    parser.add_argument("--smp", type=int, default=2, help="number of vCPUs")
+    parser.add_argument("--timeout", type=int, default=120, help="of each command, in seconds")
+    parser.add_argument("commands", nargs="*", help="shell scripts to run in the guest")
+    args = parser.parse_args()
+    # Ctrl-C and kill end with the files removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    tmp = tempfile.mkdtemp(prefix="guest.", dir="/tmp")
+    guest = Guest(args.disk, args.memory, args.size, args.smp, tmp)
+    try:
+        print("  $ " + _pretty(guest.argv()), flush=True)
+        guest.boot()
+        print("    booted in %.1f s" % guest.boot_seconds, flush=True)
+        for command in args.commands:
+            print("  guest# " + command, flush=True)
+            began = time.monotonic()
+            status, out = guest.run(command, args.timeout)
+            for line in out.splitlines():
+                print("    " + line)
+            print("    (%.1f s%s)" % (time.monotonic() - began,
+                                      ", EXIT STATUS %d" % status if status else ""), flush=True)
+            if status:
+                return 1
+    except (GuestError, Unavailable) as error:
+        print("guest.py: %s" % error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        guest.close()
+        shutil.rmtree(tmp, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,7 @@ root=$(cd "$here/../.." && pwd)
 out=${BUILD_ROOT:-$root/build/guest}
 meta=linux-image-cloud-amd64
 
-# In the order of insmod, dependencies first; resolved from modules.dep below.
+# With what they depend on, unless built into the kernel.
 modules="virtio_pci virtio_console virtio_blk crc32c_generic ext4 xfs"
 tools="flock fio mkfs.ext4 e2fsck mkfs.xfs xfs_repair fstrim blkdiscard lsblk blockdev"
 
@@ -98,27 +98,31 @@ fetch_kernel() {
 	rm -rf "$out/kernel"
 	mkdir "$out/kernel"
 	mv "$tmp"/root/boot/vmlinuz-* "$out/kernel/vmlinuz"
-	mv "$tmp"/root/lib/modules/* "$out/kernel/modules"
+	mkdir "$out/kernel/modules"
+	depmod_names "$tmp"/root/lib/modules/* |
+		while read -r ko; do
+			cp "$ko" "$out/kernel/modules/"
+			basename "$ko"
+		done >"$out/kernel/modules/order"
 	rm -rf "$tmp"
-	depmod_names >"$out/kernel/modules.list"
-	echo "$pkg" >"$out/kernel/package"
+	echo "$pkg $modules" >"$out/kernel/package"
 }
 
-# The .ko files to insmod, one a line and in order: each module after what it depends on.
-# The package has no modules.dep (its postinst makes it), so ask the modules themselves.
+# The .ko files to insmod from tree $1, one a line and in order: each after what it depends
+# on. The package has no modules.dep (its postinst makes it), so ask the modules themselves.
 depmod_names() {
-	local seen=" "
+	local tree=$1 seen=" "
 	visit() {
 		local name=$1 path dep
 		case $seen in *" $name "*) return ;; esac
 		seen="$seen$name "
-		path=$(find "$out/kernel/modules" -name "$name.ko" -o -name "${name//_/-}.ko" | head -1)
+		path=$(find "$tree" -name "$name.ko" -o -name "${name//_/-}.ko" | head -1)
 		# built into the kernel
 		[ -n "$path" ] || return 0
 		for dep in $(strings_of "$path" depends | tr , ' ') $(soft_deps "$path"); do
 			visit "$dep"
 		done
-		echo "${path#"$out"/kernel/modules/}"
+		echo "$path"
 	}
 	local m
 	for m in $modules; do
@@ -130,13 +134,11 @@ depmod_names() {
 strings_of() { tr '\0' '\n' <"$1" | sed -n "s/^$2=//p" | head -1; }
 soft_deps() { strings_of "$1" softdep | sed -n 's/^pre: *//p' | grep -v crypto- || true; }
 
-# Asking for other modules asks for a new modules.list.
-[ ! -s "$out/kernel/package" ] || depmod_names >"$out/kernel/modules.list"
-pkg=
-[ ! -s "$out/kernel/package" ] || pkg=$(cat "$out/kernel/package")
-if [ -z "$pkg" ] || { [ -n "${KVER:-}" ] && [ "$pkg" != "linux-image-$KVER" ]; }; then
-	fetch_kernel
-fi
+have=$(cat "$out/kernel/package" 2>/dev/null || true)
+case $have in
+"linux-image-${KVER:-}"*" $modules") ;;
+*) fetch_kernel ;;
+esac
 
 # ---- the initramfs ----------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ copy_libs() {
 }
 
 build_initramfs() {
-	local dir=$out/initramfs.dir t path ko
+	local dir=$out/initramfs.dir t path
 	rm -rf "$dir" "$out/initramfs.cpio"
 	mkdir -p "$dir"/{bin,sbin,usr/bin,usr/sbin,etc,dev,proc,sys,tmp,run,mnt,lib/modules}
 	install -m 755 "$busybox" "$dir/bin/busybox"
@@ -173,10 +175,7 @@ build_initramfs() {
 	ln -s e2fsck "$dir/sbin/fsck.ext4"
 	: >"$dir/etc/mtab"
 	[ ! -e /etc/mke2fs.conf ] || cp /etc/mke2fs.conf "$dir/etc/"
-	while read -r ko; do
-		cp "$out/kernel/modules/$ko" "$dir/lib/modules/"
-		basename "$ko"
-	done <"$out/kernel/modules.list" >"$dir/lib/modules/order"
+	cp "$out"/kernel/modules/* "$dir/lib/modules/"
 	install -m 755 "$here/init" "$dir/init"
 	(cd "$dir" && find . | "$busybox" cpio -o -H newc 2>/dev/null) >"$out/initramfs.tmp"
 	mv "$out/initramfs.tmp" "$out/initramfs.cpio"

@@ -245,10 +245,10 @@ class Disks(GuestTest):
                 'dd if=/dev/vdb of=/tmp/s bs=1M count=4 iflag=direct && cmp /tmp/r /tmp/s')
 
     def test_other_engines(self):
-        """io_uring, large buffers in many segments, and mapped pages."""
+        """io_uring, large buffers in many segments, and through the page cache."""
         self.sh(fio_verify('/dev/vda', 32, bs='64k-1m').replace('libaio', 'io_uring'))
-        self.sh(fio_verify('/dev/vda', 8, bs='4k-64k', more='--direct=0 --fsync=32')
-                .replace('libaio', 'mmap'))
+        self.sh(fio_verify('/dev/vda', 16, bs='4k-64k', more='--direct=0 --fsync=32')
+                .replace('libaio', 'psync'))
 
     def file_system(self, mkfs, check):
         """mkfs, write, fsync, unmount, check, mount again, compare with the checksum."""
@@ -341,6 +341,30 @@ class Disks(GuestTest):
             self.assertEqual(self.sh(f'cat {cache}'), mode)
             self.assertEqual(self.value('vda', 'queue/write_cache'), mode)
             self.sh(fio_verify('/dev/vda', 2, bs='16k', more='--fsync=16'))
+
+
+class Properties(GuestTest):
+    """What an operator may set on QEMU's device, a disk each."""
+
+    target_args = ('--poll-us', '200')
+    variants = ({'disable-modern': 'on', 'disable-legacy': 'off'},
+                {'indirect_desc': 'off', 'event_idx': 'off'},
+                {'queue-size': 16},
+                {'queue-size': 1024, 'config-wce': 'off'},
+                {'packed': 'on'})
+
+    @classmethod
+    def prepare(cls):
+        return [Disk(cls.malloc(f'var{i}', 16), queues=2, **props)
+                for i, props in enumerate(cls.variants)]
+
+    def test_device_properties(self):
+        """Legacy, no indirect descriptors, small and large rings, packed rings asked for."""
+        tickets = [self.guest.start(fio_verify(f'/dev/vd{"abcdefgh"[i]}', 12))
+                   for i in range(len(self.variants))]
+        for props, ticket in zip(self.variants, tickets):
+            with self.subTest(**props):
+                self.guest.check_wait(ticket, 60 * SLOW)
 
 
 class Changes(GuestTest):

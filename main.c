@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The front door: flags, the order of starting and of stopping.
+ *
+ * Starting goes floor by floor upwards and the RPC socket opens last, so whoever
+ * can connect finds everything in place. Stopping closes the RPC socket first,
+ * then ends sessions and bdevs side by side (a backend that holds requests back
+ * is told to let go), then the threads. What cannot be drained in DRAIN_MS is
+ * left: the kernel ends it with us. A second signal does not wait at all.
+ */
+#include "bdev/bdev.h"
+#include "hugepages/hugepages.h"
+#include "reactor/control.h"
+#include "reactor/log.h"
+#include "reactor/reactor.h"
+#include "reactor/worker.h"
+#include "rpc/rpc.h"
+#include "vhost/vhost.h"
+
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define DRAIN_MS 5000
+#define WORKERS_MS 1000
+
+struct options {
+	const char *socket_dir;
+	const char *rpc_path;
+	const char *rpcs_allowed;
+	const char *pidfile;
+	const char *mask;
+	struct huge_config huge;
+	uint64_t poll_us;
+	bool no_rpc;
+	bool wait_for_rpc;
+	bool lock_cores;
+};
+
+static struct {
+	struct control_fd signals;
+	struct control_timer drain;
+	unsigned int draining;	/* parts still to finish */
+	int exit_code;
+} app = { .signals.fd = -1 };
+
+static const char usage[] =
+"Usage: vhost [options]\n"
+"A polled vhost-user-blk target: disks for virtual machines.\n"
+"\n"
+"  -S DIR                    where controllers' sockets are made (.)\n"
+"  -m, --cpumask MASK        cores to run reactors on: 0x3, 3 or [0,1] (0x1)\n"
+"  -r, --rpc-socket PATH     RPC socket (/var/tmp/spdk.sock)\n"
+"      --no-rpc-server       no RPC socket\n"
+"      --rpcs-allowed A,B    only these RPC methods\n"
+"      --wait-for-rpc        serve only start-up RPCs until framework_start_init\n"
+"  -f, --pidfile FILE        write the process id there\n"
+"  -s, --mem-size MB         use at most so much memory for pools and malloc bdevs\n"
+"      --huge-dir DIR        the hugetlbfs to use\n"
+"      --no-huge             normal pages instead of huge pages\n"
+"      --interrupt-mode      sleep whenever there is nothing to do\n"
+"      --poll-us N           sleep after N microseconds without work (never)\n"
+"      --disable-cpumask-locks  do not keep other targets off the cores\n"
+"  -L, --logflag FLAG        debug lines of reactor, bdev, vhost, rpc or all\n"
+"      --log-level LEVEL     ERROR, WARNING, NOTICE, INFO or DEBUG (NOTICE)\n"
+"      --silence-noticelog   warnings and errors only\n"
+"  -v, --version             print the version\n"
+"  -h, --help                print this\n";
+
+/* ------- flags ------- */
+
+enum {
+	OPT_NO_RPC = 256, OPT_ALLOWED, OPT_WAIT, OPT_HUGE_DIR, OPT_NO_HUGE, OPT_INTERRUPT,
+	OPT_POLL_US, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE,
+};
+
+static const struct option long_options[] = {
+	{ "cpumask", required_argument, NULL, 'm' },
+	{ "rpc-socket", required_argument, NULL, 'r' },
+	{ "no-rpc-server", no_argument, NULL, OPT_NO_RPC },
+	{ "rpcs-allowed", required_argument, NULL, OPT_ALLOWED },
+	{ "wait-for-rpc", no_argument, NULL, OPT_WAIT },
+	{ "pidfile", required_argument, NULL, 'f' },
+	{ "mem-size", required_argument, NULL, 's' },
+	{ "huge-dir", required_argument, NULL, OPT_HUGE_DIR },
+	{ "no-huge", no_argument, NULL, OPT_NO_HUGE },
+	{ "interrupt-mode", no_argument, NULL, OPT_INTERRUPT },
+	{ "poll-us", required_argument, NULL, OPT_POLL_US },
+	{ "disable-cpumask-locks", no_argument, NULL, OPT_NO_LOCKS },
+	{ "logflag", required_argument, NULL, 'L' },
+	{ "log-level", required_argument, NULL, OPT_LEVEL },
+	{ "silence-noticelog", no_argument, NULL, OPT_SILENCE },
+	{ "version", no_argument, NULL, 'v' },
+	{ "help", no_argument, NULL, 'h' },
+	{ NULL, 0, NULL, 0 },
+};
+
+static bool parse_number(const char *text, uint64_t max, uint64_t *value)
+{
+	unsigned long long v;
+	char *end;
+
+	errno = 0;
+	v = strtoull(text, &end, 10);
+	if (errno || end == text || *end || text[0] == '-' || v > max)
+		return false;
+	*value = v;
+	return true;
+}
+
+/* Levels and flags of the log; false when the argument is no such thing. */
+static bool log_option(int opt, const char *arg)
+{
+	enum log_level level;
+
+	if (opt == OPT_SILENCE) {
+		log_set_print_level(LOG_WARNING);
+		return true;
+	}
+	if (opt == 'L')
+		return log_set_flag(arg, true) == 0;
+	if (log_level_parse(arg, &level) < 0)
+		return false;
+	log_set_level(level);
+	log_set_print_level(level);
+	return true;
+}
+
+/* One option; false when its argument is wrong. */
+static bool take_option(struct options *o, int opt, const char *arg)
+{
+	uint64_t mb;
+
+	switch (opt) {
+	case 'S': o->socket_dir = arg; break;
+	case 'm': o->mask = arg; break;
+	case 'r': o->rpc_path = arg; break;
+	case 'f': o->pidfile = arg; break;
+	case OPT_NO_RPC: o->no_rpc = true; break;
+	case OPT_ALLOWED: o->rpcs_allowed = arg; break;
+	case OPT_WAIT: o->wait_for_rpc = true; break;
+	case OPT_HUGE_DIR: o->huge.huge_dir = arg; break;
+	case OPT_NO_HUGE: o->huge.no_huge = true; break;
+	case OPT_INTERRUPT: o->poll_us = 0; break;
+	case OPT_NO_LOCKS: o->lock_cores = false; break;
+	case OPT_POLL_US:
+		return parse_number(arg, 1000000000, &o->poll_us);
+	case 's':
+		if (!parse_number(arg, SIZE_MAX >> 20, &mb) || mb == 0)
+			return false;
+		o->huge.limit = (size_t)mb << 20;
+		break;
+	default:
+		return log_option(opt, arg);
+	}
+	return true;
+}
+
+/* -1: go on; else the exit code. */
+static int parse_options(struct options *o, int argc, char **argv)
+{
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "S:m:r:f:s:L:vh", long_options, NULL)) != -1) {
+		if (opt == 'h') {
+			fputs(usage, stdout);
+			return 0;
+		}
+		if (opt == 'v') {
+			printf("Spindle %s\n", SPINDLE_VERSION);
+			return 0;
+		}
+		if (opt == '?') {
+			fputs("Try --help.\n", stderr);
+			return 1;
+		}
+		if (!take_option(o, opt, optarg)) {
+			fprintf(stderr, "vhost: bad argument '%s'; try --help\n", optarg);
+			return 1;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "vhost: what is '%s'? Try --help.\n", argv[optind]);
+		return 1;
+	}
+	return -1;
+}
+
+/* ------- stopping ------- */
+
+static void part_done(void) CONTROL_ONLY;
+static void part_done(void)
+{
+	if (--app.draining == 0)
+		control_stop();
+}
+
+static void drain_timeout(struct control_timer *t)
+{
+	(void)t;
+	control_assert();
+	log_warning("requests have not ended after %d ms: leaving without them", DRAIN_MS);
+	app.exit_code = 1;
+	control_stop();
+}
+
+static void part_done_cb(void)
+{
+	control_assert();
+	part_done();
+}
+
+CONTROL_ONLY static void shut_down(void)
+{
+	app.draining = 2;
+	app.drain.fn = drain_timeout;
+	control_timer_start(&app.drain, DRAIN_MS);
+	rpc_stop();
+	vhost_fini(part_done_cb);
+	bdev_delete_all(part_done_cb);
+}
+
+static void signal_event(struct control_fd *cf, uint32_t events)
+{
+	struct signalfd_siginfo info;
+
+	(void)events;
+	control_assert();
+	if (read(cf->fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (info.ssi_signo == SIGHUP || info.ssi_signo == SIGUSR1) {
+		log_notice("%s: nothing to do", strsignal((int)info.ssi_signo));
+		return;
+	}
+	if (app.draining) {
+		log_warning("second signal: leaving at once");
+		_exit(1);
+	}
+	log_notice("%s: shutting down", strsignal((int)info.ssi_signo));
+	shut_down();
+}
+
+/* ------- starting ------- */
+
+CONTROL_ONLY static int signals_init(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	app.signals.fn = signal_event;
+	app.signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (app.signals.fd < 0)
+		return -errno;
+	return control_fd_add(&app.signals, EPOLLIN);
+}
+
+/* Each disk of each guest costs a few: take all we are allowed. */
+static void raise_fd_limit(void)
+{
+	struct rlimit lim;
+
+	if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
+		lim.rlim_cur = lim.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &lim);
+	}
+}
+
+static int write_pidfile(const char *path)
+{
+	FILE *f = fopen(path, "we");
+
+	if (!f) {
+		log_error("cannot write %s: %m", path);
+		return -errno;
+	}
+	fprintf(f, "%d\n", (int)getpid());
+	fclose(f);
+	return 0;
+}
+
+CONTROL_ONLY static int start(const struct options *o)
+{
+	struct reactor_config reactors = { .poll_us = o->poll_us, .lock_cores = o->lock_cores };
+	struct rpc_config rpc = { o->rpc_path, o->rpcs_allowed, o->wait_for_rpc };
+	char mask[CPUMASK_STR];
+	int rc;
+
+	if (cpumask_parse(o->mask, &reactors.mask) < 0) {
+		log_error("'%s' is not a core mask", o->mask);
+		return -EINVAL;
+	}
+	rc = huge_init(&o->huge);
+	if (rc < 0) {
+		log_error("cannot set up memory: %s", strerror(-rc));
+		return rc;
+	}
+	rc = signals_init();
+	if (rc == 0)
+		rc = workers_start();
+	if (rc == 0)
+		rc = reactors_start(&reactors);
+	if (rc == 0)
+		rc = vhost_init(o->socket_dir);
+	if (rc == 0 && o->pidfile)
+		rc = write_pidfile(o->pidfile);
+	if (rc == 0 && !o->no_rpc)
+		rc = rpc_start(&rpc);
+	if (rc == 0)
+		log_notice("Spindle %s is up: core mask %s, sockets in %s", SPINDLE_VERSION,
+			   cpumask_format(reactors_mask(), mask), o->socket_dir);
+	return rc;
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = {
+		.socket_dir = ".",
+		.rpc_path = "/var/tmp/spdk.sock",
+		.mask = "0x1",
+		.poll_us = REACTOR_POLL_ALWAYS,
+		.lock_cores = true,
+	};
+	int rc = parse_options(&o, argc, argv);
+
+	if (rc >= 0)
+		return rc;
+	raise_fd_limit();
+	if (control_init() < 0)
+		return 1;
+	control_assert();
+	rc = start(&o);
+	if (rc == 0)
+		control_run();
+	else
+		app.exit_code = 1;
+	/* With requests left behind, the threads may be anywhere: just go. */
+	if (app.exit_code && rc == 0)
+		_exit(app.exit_code);
+	if (reactor_count() > 0)
+		reactors_stop();
+	workers_stop(WORKERS_MS);
+	control_fini();
+	if (o.pidfile)
+		unlink(o.pidfile);
+	return app.exit_code;
+}

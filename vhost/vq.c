@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A running virtqueue: a poller on one reactor that pops requests, and the end
+ * of each request. Made and freed by the control thread; between vq_start() and
+ * session_vq_stopped() everything in it is the reactor's.
+ *
+ * Every popped head is in exactly one of two states: its request is busy and
+ * counted in inflight_now, or it has been pushed to the used ring. Completions of
+ * one pass are pushed as they come and published together by the deferred
+ * vq_publish(): one store of the used index, at most one call.
+ *
+ * A vq that stops pops no more, waits until inflight_now is 0 and the last used
+ * entry is published, and reports. A broken vq stays like that until the front
+ * end stops it: requests in flight end normally, nothing new is looked at.
+ */
+#include "vhost/vhost_internal.h"
+
+#include "hugepages/hugepages.h"
+#include "reactor/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BATCH 32
+#define COALESCING_INTERVAL_MS 10
+#define LONG_IOVS (VRING_CHAIN_MAX + 64)
+
+/* Room for a long chain; kept by the vq once it has been needed. */
+struct long_iov {
+	struct long_iov *next;
+	struct iovec iov[LONG_IOVS];
+};
+
+static struct log_limit broken_limit;
+
+/* ------- calling the guest ------- */
+
+REACTOR_ONLY static void call_now(struct vq *vq)
+{
+	if (vq->call)
+		reactor_signal_send(vq->call);
+	vq->next_call = reactor_now() + vq->call_delay;
+}
+
+static void call_timer_fired(struct timer *t)
+{
+	struct vq *vq = container_of(t, struct vq, call_timer);
+
+	reactor_assert();
+	call_now(vq);
+}
+
+/*
+ * Coalescing: above coalescing_iops requests a second, measured over intervals,
+ * calls are at least coalescing_us times the relative excess apart.
+ */
+REACTOR_ONLY static void coalescing_measure(struct vq *vq, uint64_t now)
+{
+	uint64_t interval = tsc_hz() / 1000 * COALESCING_INTERVAL_MS;
+	uint64_t elapsed = now - vq->interval_start, done, threshold;
+
+	if (elapsed < interval)
+		return;
+	done = counter_read(&vq->requests) - vq->interval_count;
+	threshold = (uint64_t)((double)vq->coalescing_iops * (double)elapsed / (double)tsc_hz());
+	vq->call_delay = 0;
+	if (threshold > 0 && done > threshold)
+		vq->call_delay = (uint64_t)((double)vq->coalescing_us * (double)tsc_hz() / 1e6 *
+					    (double)(done - threshold) / (double)threshold);
+	vq->interval_start = now;
+	vq->interval_count = counter_read(&vq->requests);
+}
+
+REACTOR_ONLY static void vq_notify(struct vq *vq)
+{
+	uint64_t now = reactor_now();
+
+	if (likely(!vq->coalescing_us)) {
+		if (vq->call)
+			reactor_signal_send(vq->call);
+		return;
+	}
+	coalescing_measure(vq, now);
+	if (vq->call_delay && now < vq->next_call) {
+		if (!vq->call_timer.node.next)
+			reactor_timer_start(&vq->call_timer,
+					    (vq->next_call - now) * 1000000 / tsc_hz() + 1);
+		return;
+	}
+	call_now(vq);
+}
+
+/* ------- requests ------- */
+
+bool vq_grow_iov(struct vring_chain *chain, unsigned int used)
+{
+	struct blk_req *req = container_of(chain, struct blk_req, chain);
+	struct vq *vq = req->vq;
+	struct long_iov *more = vq->long_iovs;
+
+	if (req->iov != req->inline_iov)
+		return false;
+	if (more)
+		vq->long_iovs = more->next;
+	else
+		more = malloc(sizeof(*more));
+	if (!more)
+		return false;
+	memcpy(more->iov, req->inline_iov, used * sizeof(struct iovec));
+	req->iov = chain->iov = more->iov;
+	chain->cap = LONG_IOVS;
+	return true;
+}
+
+void vq_release_iov(struct vq *vq, struct blk_req *req)
+{
+	struct long_iov *more;
+
+	if (req->iov == req->inline_iov)
+		return;
+	more = container_of(req->iov, struct long_iov, iov);
+	req->iov = req->inline_iov;
+	more->next = vq->long_iovs;
+	vq->long_iovs = more;
+}
+
+void vq_complete(struct vq *vq, struct blk_req *req)
+{
+	vring_push(&vq->vring, req->head, req->used_len);
+	if (unlikely(req->iov != req->inline_iov))
+		vq_release_iov(vq, req);
+	req->busy = false;
+	vq->inflight_now--;
+	reactor_defer(DEFER_PUBLISH, &vq->publish);
+}
+
+void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
+{
+	struct fd_signal *err;
+
+	if (vq->broken)
+		return;
+	vq->broken = true;
+	reactor_poller_del(&vq->poller);
+	log_limited(LOG_ERROR, &broken_limit, "%s: %s (descriptor %u, avail %u, used %u); "
+		    "the queue is broken until the driver resets it", vq->name,
+		    vring_fault_text(fault), head, vq->vring.last_avail, vq->vring.used_idx);
+	if (vq->err_fd < 0)
+		return;
+	err = reactor_signal_create(vq->err_fd);
+	if (err)
+		reactor_signal_send(err);
+	reactor_signal_free(err);
+}
+
+REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
+{
+	uint16_t heads[BATCH];
+	int n = vring_pop(&vq->vring, heads, BATCH);
+
+	if (unlikely(n < 0)) {
+		vq_break(vq, (enum vring_fault)-n, 0);
+		return 0;
+	}
+	for (int i = 0; i < n; i++) {
+		vring_prefetch(&vq->vring, heads[i]);
+		__builtin_prefetch(&vq->reqs[heads[i]]);
+	}
+	for (int i = 0; i < n; i++) {
+		struct blk_req *req = &vq->reqs[heads[i]];
+		enum vring_fault fault = VRING_HEAD_BUSY;
+
+		if (likely(!req->busy)) {
+			req->busy = true;
+			vq->inflight_now++;
+			fault = blk_start(vq, heads[i]);
+			if (likely(fault == VRING_OK))
+				continue;
+			vq_release_iov(vq, req);
+			req->busy = false;
+			vq->inflight_now--;
+		}
+		vq_break(vq, fault, heads[i]);
+		break;
+	}
+	counter_add(&vq->requests, (uint64_t)n);
+	counter_set(&vq->inflight, vq->inflight_now);
+	return (unsigned int)n;
+}
+
+static unsigned int vq_poll(struct poller *p)
+{
+	struct vq *vq = container_of(p, struct vq, poller);
+
+	if (vring_empty(&vq->vring))
+		return 0;
+	reactor_assert();
+	return vq_serve(vq);
+}
+
+static bool vq_arm(struct poller *p)
+{
+	struct vq *vq = container_of(p, struct vq, poller);
+
+	reactor_assert();
+	return vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring);
+}
+
+static void vq_disarm(struct poller *p)
+{
+	struct vq *vq = container_of(p, struct vq, poller);
+
+	vring_disable_kick(&vq->vring);
+}
+
+/* ------- start, stop, update: on the reactor ------- */
+
+static void stopped_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+
+	control_assert();
+	session_vq_stopped(vq->owner);
+}
+
+REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
+{
+	if (vq->call_timer.node.next) {
+		reactor_timer_stop(&vq->call_timer);
+		call_now(vq);
+	}
+	reactor_signal_free(vq->call);
+	reactor_watch_stop(vq->kick_watch);
+	vq->call = NULL;
+	vq->kick_watch = NULL;
+	vq->msg.fn = stopped_msg;
+	control_post(&vq->msg);
+}
+
+static void vq_publish(struct defer *d)
+{
+	struct vq *vq = container_of(d, struct vq, publish);
+
+	reactor_assert();
+	if (vring_publish(&vq->vring))
+		vq_notify(vq);
+	counter_set(&vq->inflight, vq->inflight_now);
+	if (unlikely(vq->stopping) && vq->inflight_now == 0)
+		vq_report_stopped(vq);
+}
+
+static void start_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+
+	reactor_assert();
+	if (vq->update.call_fd >= 0)
+		vq->call = reactor_signal_create(vq->update.call_fd);
+	if (vq->kick_fd < 0 || reactor_watch_start(vq->kick_fd, &vq->kick_watch) < 0)
+		vq->no_kick = true;
+	vq->interval_start = reactor_now();
+	vring_disable_kick(&vq->vring);
+	reactor_poller_add(&vq->poller);
+}
+
+static void stop_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+
+	reactor_assert();
+	vq->stopping = true;
+	if (!vq->broken)
+		reactor_poller_del(&vq->poller);
+	if (vq->inflight_now == 0 && !vq->publish.queued)
+		vq_report_stopped(vq);
+}
+
+static void updated_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+
+	control_assert();
+	if (vq->update.mem != vq->mem) {
+		guest_mem_put(vq->mem);
+		vq->mem = vq->update.mem;
+	}
+	session_vq_updated(vq->owner);
+}
+
+static void update_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+	struct vq_update *u = &vq->update;
+
+	reactor_assert();
+	vq->vring.mem = u->mem;
+	vq->vring.hint = &u->mem->spans[0];
+	vq->writethrough = u->writethrough;
+	vq->coalescing_us = u->coalescing_us;
+	vq->coalescing_iops = u->coalescing_iops;
+	vq->err_fd = u->err_fd;
+	if (!u->coalescing_us)
+		vq->call_delay = 0;
+	reactor_signal_free(vq->call);
+	vq->call = u->call_fd >= 0 ? reactor_signal_create(u->call_fd) : NULL;
+	/* A call between the old fd and the new may have been lost: call again. */
+	if (vq->call)
+		reactor_signal_send(vq->call);
+	vq->msg.fn = updated_msg;
+	control_post(&vq->msg);
+}
+
+/* ------- control's side ------- */
+
+void vq_start(struct vq *vq)
+{
+	controller_reactor_load(vq->reactor, 1);
+	vq->msg.fn = start_msg;
+	reactor_post(vq->reactor, &vq->msg);
+}
+
+void vq_stop(struct vq *vq)
+{
+	vq->msg.fn = stop_msg;
+	reactor_post(vq->reactor, &vq->msg);
+}
+
+void vq_update(struct vq *vq)
+{
+	vq->msg.fn = update_msg;
+	reactor_post(vq->reactor, &vq->msg);
+}
+
+static int reqs_create(struct vq *vq, uint32_t num)
+{
+	vq->reqs = huge_pool_alloc(num * sizeof(struct blk_req), reactor_numa_node(vq->reactor));
+	if (!vq->reqs)
+		return -ENOMEM;
+	vq->num = num;
+	for (uint32_t i = 0; i < num; i++) {
+		struct blk_req *req = &vq->reqs[i];
+
+		req->vq = vq;
+		req->head = (uint16_t)i;
+		req->iov = req->inline_iov;
+		req->io.ch = vq->ch;
+		req->chain.grow = vq_grow_iov;
+	}
+	return 0;
+}
+
+int vq_create(const struct vq_params *p, struct vq **out)
+{
+	struct vq *vq = aligned_alloc(CACHE_LINE, sizeof(*vq));
+	int rc;
+
+	if (!vq)
+		return -ENOMEM;
+	memset(vq, 0, sizeof(*vq));
+	vq->owner = p->owner;
+	vq->reactor = p->reactor;
+	vq->mem = guest_mem_get(p->mem);
+	vq->update = p->update;
+	vq->update.mem = vq->mem;
+	vq->writethrough = p->update.writethrough;
+	vq->coalescing_us = p->update.coalescing_us;
+	vq->coalescing_iops = p->update.coalescing_iops;
+	vq->err_fd = p->update.err_fd;
+	vq->kick_fd = p->kick_fd;
+	vq->features = p->features;
+	vq->readonly = p->readonly;
+	vq->generation = p->generation;
+	vq->poller = (struct poller){ .name = vq->name, .poll = vq_poll, .arm = vq_arm,
+				      .disarm = vq_disarm };
+	vq->publish.fn = vq_publish;
+	vq->call_timer.fn = call_timer_fired;
+	snprintf(vq->name, sizeof(vq->name), "%s.q%u", p->name, p->owner->index);
+	rc = vring_init(&vq->vring, &p->ring);
+	if (rc < 0)
+		goto fail;
+	rc = -ENOMEM;
+	if (p->desc && p->desc->bdev) {
+		vq->ch = bdev_channel_get(p->desc, p->reactor);
+		if (!vq->ch)
+			goto fail;
+		vq->write_cache = p->desc->bdev->write_cache;
+	}
+	rc = reqs_create(vq, p->ring.num);
+	if (rc < 0)
+		goto fail;
+	*out = vq;
+	return 0;
+fail:
+	vq_free(vq);
+	return rc;
+}
+
+void vq_free(struct vq *vq)
+{
+	if (!vq)
+		return;
+	while (vq->long_iovs) {
+		struct long_iov *next = vq->long_iovs->next;
+
+		free(vq->long_iovs);
+		vq->long_iovs = next;
+	}
+	if (vq->reqs)
+		huge_pool_free(vq->reqs, vq->num * sizeof(struct blk_req),
+			       reactor_numa_node(vq->reactor));
+	bdev_channel_put(vq->ch);
+	guest_mem_put(vq->mem);
+	free(vq);
+}
