@@ -39,7 +39,7 @@ LDFLAGS += -fsanitize=$(SAN)
 endif
 
 CFLAGS_ALL = $(CSTD) $(OPT) $(HARDEN) $(WARN) -MMD -MP $(CFLAGS)
-LIBS := -luring -ljson-c -lnuma -lpthread
+LIBS := -luring -ljson-c -lnuma -lpthread -lm
 
 CORE_SRC := $(wildcard reactor/*.c hugepages/*.c bdev/*.c vhost/*.c)
 RPC_SRC := $(wildcard rpc/*.c)

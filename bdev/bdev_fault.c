@@ -269,9 +269,13 @@ static void fault_submit(struct bdev_io *io)
 /* End the requests of a type (or any) on the list. */
 REACTOR_ONLY static void fault_end_all(struct list *list, unsigned int type, int status)
 {
-	struct fault_io *fi, *tmp;
+	struct list *node, *next;
 
-	list_for_each_safe(fi, tmp, list, node) {
+	/* Not list_for_each: the list's head is no place for an aligned struct fault_io. */
+	for (node = list->next; node != list; node = next) {
+		struct fault_io *fi = list_entry(node, struct fault_io, node);
+
+		next = node->next;
 		if (type == ANY_TYPE || fi->parent->type == type)
 			fault_finish(fi, status, true);
 	}

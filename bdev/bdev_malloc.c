@@ -150,10 +150,11 @@ CONTROL_ONLY static int check_opts(const struct bdev_malloc_opts *opts,
 static struct malloc_bdev *malloc_new(const struct bdev_malloc_opts *opts, struct bdev_result *res)
 {
 	struct malloc_bdev *mb = calloc(1, sizeof(*mb));
-	struct bdev *bdev = &mb->bdev;
+	struct bdev *bdev;
 
 	if (!mb)
 		return NULL;
+	bdev = &mb->bdev;
 	mb->res = res;
 	mb->opts = *opts;
 	mb->opts.name = opts->name ? strdup(opts->name) : NULL;

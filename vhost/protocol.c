@@ -251,12 +251,14 @@ void conn_resume(struct vhost_conn *conn)
 int conn_reply(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size)
 {
 	ssize_t n, len = (ssize_t)(sizeof(msg->header) + size);
+	struct iovec iov[2] = { { &msg->header, sizeof(msg->header) }, { msg->bytes, size } };
+	struct msghdr mh = { .msg_iov = iov, .msg_iovlen = 2 };
 
 	if (conn->cf.fd < 0)
 		return -ENOTCONN;
 	msg->header.flags = VU_FLAG_VERSION | VU_FLAG_REPLY;
 	msg->header.size = size;
-	n = send(conn->cf.fd, msg, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	n = sendmsg(conn->cf.fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (n == len)
 		return 0;
 	if (n < 0 && errno != EAGAIN)

@@ -91,7 +91,11 @@ struct vq {
 	uint32_t num;
 	uint32_t generation;		/* of the vhost_vq when it was made */
 	char name[64];
-	/* The message between control and the reactor: one at a time. */
+	/*
+	 * Messages between control and the reactor. start is not answered, so a
+	 * stop may follow on its heels; stop and update are one at a time.
+	 */
+	struct msg start;
 	struct msg msg;
 	struct vq_update update;
 };

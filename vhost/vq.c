@@ -252,7 +252,7 @@ static void vq_publish(struct defer *d)
 
 static void start_msg(struct msg *msg)
 {
-	struct vq *vq = container_of(msg, struct vq, msg);
+	struct vq *vq = container_of(msg, struct vq, start);
 
 	reactor_assert();
 	if (vq->update.call_fd >= 0)
@@ -316,8 +316,8 @@ static void update_msg(struct msg *msg)
 void vq_start(struct vq *vq)
 {
 	controller_reactor_load(vq->reactor, 1);
-	vq->msg.fn = start_msg;
-	reactor_post(vq->reactor, &vq->msg);
+	vq->start.fn = start_msg;
+	reactor_post(vq->reactor, &vq->start);
 }
 
 void vq_stop(struct vq *vq)

@@ -12,11 +12,11 @@
 #include "reactor/log.h"
 #include "reactor/worker.h"
 
+#include <fcntl.h>
 #include <ftw.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 #if defined(__has_feature)
@@ -138,9 +138,25 @@ void harness_skip_reason(const char *fmt, ...)
 
 /* ------- the process ------- */
 
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st;
+	(void)type;
+	(void)ftw;
+	return remove(path);
+}
+
+static void remove_dir(void)
+{
+	if (group.dir[0])
+		nftw(group.dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+	group.dir[0] = '\0';
+}
+
 _Noreturn static void give_up(const char *what)
 {
 	fprintf(stderr, "%s: %s\n", group.running ? group.running : "harness", what);
+	remove_dir();
 	abort();
 }
 
@@ -155,19 +171,11 @@ void harness_start(unsigned int cores, uint64_t poll_us)
 		if (CPU_ISSET(cpu, &allowed) && cpumask_count(&config.mask) < cores)
 			cpumask_set(&config.mask, cpu);
 	}
-	snprintf(group.dir, sizeof(group.dir), "/tmp/sp.XXXXXX");
+	snprintf(group.dir, sizeof(group.dir), "/tmp/spu.XXXXXX");
 	if (!mkdtemp(group.dir))
 		give_up("no temporary directory");
 	if (control_init() < 0 || workers_start() < 0 || reactors_start(&config) < 0)
 		give_up("cannot start control, workers or reactors");
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	(void)ftw;
-	return remove(path);
 }
 
 static bool all_deleted;
@@ -186,7 +194,7 @@ void harness_stop(void)
 	reactors_stop();
 	workers_stop(5000);
 	control_fini();
-	nftw(group.dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	remove_dir();
 }
 
 int harness_setup(void **state)
