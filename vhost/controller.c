@@ -290,7 +290,7 @@ static int check_opts(const struct vhost_controller_opts *opts, struct cpumask *
 			 opts->cpumask, cpumask_format(reactors_mask(), core_mask));
 		return -EINVAL;
 	}
-	if (opts->transport && strcmp(opts->transport, "vhost_user_blk")) {
+	if (opts->transport && strcmp(opts->transport, "vhost_user_blk") != 0) {
 		snprintf(reason, VHOST_REASON_MAX, "there is no transport '%.100s'",
 			 opts->transport);
 		return -EINVAL;

@@ -9,12 +9,12 @@
 
 #include "rpc/rpc.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 static char socket_path[108];
@@ -81,10 +81,12 @@ static void answers(const char *text, const char *part)
 /* The n-th allocation fails, for every n: an answer or a closed connection, and it goes on. */
 static void test_every_allocation(void **state)
 {
+	static const char create_null[] =
+		"{\"id\":1,\"method\":\"bdev_null_create\",\"params\":"
+		"{\"name\":\"n\",\"num_blocks\":8,\"block_size\":512}}";
 	static const char *const requests[] = {
 		"{\"id\":1,\"method\":\"rpc_get_methods\",\"params\":{\"include_aliases\":true}}",
-		"{\"id\":1,\"method\":\"bdev_null_create\",\"params\":{\"name\":\"n\",\"num_blocks\":8,"
-		"\"block_size\":512}}",
+		create_null,
 		"{\"id\":1,\"method\":\"bdev_get_bdevs\"}",
 		"{\"id\":1,\"method\":\"bdev_get_iostat\",\"params\":{\"names\":[\"n\"]}}",
 		"{\"id\":1,\"method\":\"thread_get_pollers\"}",
@@ -98,7 +100,6 @@ static void test_every_allocation(void **state)
 
 	(void)state;
 	assert_int_equal(rpc_start(&c), 0);
-	/* The descriptors the first use of something opens are not of interest. */
 	for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
 		unsigned int n = 1;
 		bool reached;
@@ -173,8 +174,9 @@ static void test_refused_names(void **state)
 /* Clients that are there when the server stops see the end of the connection. */
 static void test_stop_with_clients(void **state)
 {
-	static const char wait[] = "{\"id\":1,\"method\":\"bdev_get_bdevs\",\"params\":{\"name\":\"x\","
-				   "\"timeout\":3600000}}{\"id\":2,\"method\":\"log_get_level\"}";
+	static const char wait[] =
+		"{\"id\":1,\"method\":\"bdev_get_bdevs\",\"params\":"
+		"{\"name\":\"x\",\"timeout\":3600000}}{\"id\":2,\"method\":\"log_get_level\"}";
 	struct rpc_config c = config();
 	static struct reader r;
 

@@ -1,0 +1,111 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# test/run.sh              everything, on a fresh Debian 12 as root: installs the
+#                          packages, builds, reserves huge pages, runs all suites,
+#                          then unit and functional tests again under sanitizers
+# test/run.sh SUITE ...    suites of the build in $BUILD (default build), built
+#                          already: unit functional guest fuzz ceph lint
+#
+# Every suite ends with a line `N passed, N failed, N skipped`; the last line
+# here is their sum. A suite that dies without that line counts as one failure.
+# Logs: $BUILD/test/logs. Exit status 0 only when nothing failed.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+export BUILD=${BUILD:-build}
+PYTHON=${PYTHON:-/usr/bin/python3}
+passed=0 failed=0 skipped=0
+
+# run NAME COMMAND...: one suite program, its output shown when it failed
+run() {
+	local name=$1 log rc line t0=$SECONDS
+	shift
+	log=$BUILD/test/logs/$name.log
+	mkdir -p "$(dirname "$log")"
+	timeout -k 10 "${SUITE_TIMEOUT:-900}" "$@" >"$log" 2>&1 </dev/null
+	rc=$?
+	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
+	if [ -z "$line" ] || { [ $rc -ne 0 ] && [[ $line == *", 0 failed,"* ]]; }; then
+		echo "--- $name ended with status $rc and without a count of its failures:"
+		tail -n 40 "$log"
+		line="0 passed, 1 failed, 0 skipped"
+	elif [ $rc -ne 0 ]; then
+		echo "--- $name:"
+		tail -n 80 "$log"
+	fi
+	grep -E '^skip: ' "$log"
+	read -r p _ f _ s _ <<<"${line//,/}"
+	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	printf '%-40s %s  (%d s)\n' "$BUILD $name" "$line" $((SECONDS - t0))
+}
+
+suite() {
+	local t
+	case $1 in
+	unit)
+		for t in test/unit/test_*.c; do
+			t=$(basename "$t" .c)
+			run "unit/$t" "$BUILD/test/unit/$t"
+		done ;;
+	functional)
+		for t in test/functional/test_*.py; do
+			run "functional/$(basename "$t" .py)" "$PYTHON" "$t"
+		done ;;
+	guest) run guest "$PYTHON" test/guest/test_guest.py ;;
+	fuzz)
+		for t in test/fuzz/fuzz_*.c; do
+			t=$(basename "$t" .c)
+			run "fuzz/$t" "$BUILD/test/fuzz/$t"
+		done ;;
+	ceph)
+		for t in test/ceph/test_*.py; do
+			[ -e "$t" ] && run "ceph/$(basename "$t" .py)" "$PYTHON" "$t"
+		done ;;
+	lint)
+		run lint/layers scripts/check-layers.sh
+		run lint/code scripts/lint.sh ;;
+	*) echo "test/run.sh: what is '$1'?"; exit 2 ;;
+	esac
+}
+
+build() { # build VARIANT...: one build, counted as a test
+	local name=$1 log=build/logs/$1.log
+	shift
+	mkdir -p build/logs
+	if make -j"$(nproc)" "$@" >"$log" 2>&1; then
+		passed=$((passed + 1))
+		printf '%-40s %s\n' "build $name" "1 passed, 0 failed, 0 skipped"
+		return 0
+	fi
+	failed=$((failed + 1))
+	echo "--- build $name failed:"
+	grep -E 'error|warning|\*\*\*' "$log" | head -n 40
+	return 1
+}
+
+everything() {
+	if [ "$(id -u)" = 0 ]; then
+		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
+		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
+			echo "note: fewer huge pages than asked for; tests that need them say so"
+	else
+		echo "note: not root: nothing is installed, no huge pages are reserved"
+	fi
+	build gcc WERROR=1 tests build/test/bench && {
+		for s in unit functional guest fuzz lint; do suite "$s"; done
+	}
+	build clang CC=clang WERROR=1 BUILD=build/clang all tests
+	for san in address,undefined thread; do
+		build "$san" SAN=$san tests || continue
+		BUILD=build/${san//,/-}
+		for s in unit functional fuzz; do suite "$s"; done
+	done
+}
+
+if [ $# -eq 0 ]; then
+	everything
+else
+	for s in "$@"; do suite "$s"; done
+fi
+echo
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
