@@ -234,10 +234,15 @@ void harness_wake(void)
 void harness_wait(const bool *flag)
 {
 	struct control_timer patience = { .fn = patience_over };
+	unsigned int runs = 0;
 
 	control_timer_start(&patience, PATIENCE_MS);
-	while (!*flag)
+	while (!*flag) {
+		/* Each return is somebody's wake; so many would be a loop that no longer runs. */
+		if (++runs == 1000000)
+			give_up("control_run() does not run again after control_stop()");
 		control_run();
+	}
 	control_timer_stop(&patience);
 }
 

@@ -196,6 +196,43 @@ static void test_many_unaligned(void **state)
 	free(in);
 }
 
+/* More requests at once than a ring has entries, from two reactors where there are two. */
+static void test_deep_queue(void **state)
+{
+	enum { COUNT = 6000 };
+	struct harness_io *io = aligned_alloc(64, COUNT * sizeof(*io));
+	unsigned char *mem = harness_pages(COUNT * 512), *in = harness_pages(COUNT * 512);
+	struct iovec *iov = calloc(COUNT, sizeof(*iov));
+	struct harness_user user[2];
+
+	(void)state;
+	start(&user[0], "f0", COUNT * 512);
+	harness_open(&user[1], "f0", reactor_count() - 1);
+	harness_fill(mem, COUNT * 512, 7);
+	memset(io, 0, COUNT * sizeof(*io));
+	for (int pass = 0; pass < 2; pass++) {
+		unsigned char *from = pass ? in : mem;
+
+		for (unsigned int i = 0; i < COUNT; i++) {
+			iov[i] = (struct iovec){ from + i * 512, 512 };
+			io[i].io = (struct bdev_io){
+				.type = pass ? BDEV_READ : BDEV_WRITE, .offset = i * 512,
+				.length = 512, .iov = &iov[i], .iovcnt = 1,
+			};
+			harness_io_start(&io[i], &user[i % 2]);
+		}
+		for (unsigned int i = 0; i < COUNT; i++)
+			assert_int_equal(harness_io_wait(&io[i]), 0);
+	}
+	assert_memory_equal(in, mem, COUNT * 512);
+	harness_close(&user[1]);
+	finish(&user[0]);
+	free(iov);
+	free(io);
+	free(mem);
+	free(in);
+}
+
 /* The same 64 MiB again and again in one address range. */
 static void *folded_memory(size_t len)
 {
@@ -813,6 +850,7 @@ int main(void)
 		cmocka_unit_test(test_many_buffers),
 		cmocka_unit_test(test_unaligned),
 		cmocka_unit_test(test_many_unaligned),
+		cmocka_unit_test(test_deep_queue),
 		cmocka_unit_test(test_huge_requests),
 		cmocka_unit_test(test_zeroes),
 		cmocka_unit_test(test_huge_ranges),
@@ -833,6 +871,6 @@ int main(void)
 		cmocka_unit_test_teardown(test_no_space, unmount),
 	};
 
-	return harness_main("bdev_file", tests, ARRAY_SIZE(tests), harness_setup,
+	return harness_main("bdev_file", tests, ARRAY_SIZE(tests), harness_setup_two,
 			    harness_teardown);
 }
