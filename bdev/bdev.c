@@ -354,7 +354,7 @@ void bdev_resized(struct bdev *bdev, uint64_t size)
 
 static void channel_open(struct msg *msg)
 {
-	struct bdev_channel *ch = container_of(msg, struct bdev_channel, msg);
+	struct bdev_channel *ch = container_of(msg, struct bdev_channel, open_msg);
 
 	reactor_assert();
 	if (ch->ops->channel_open)
@@ -451,8 +451,8 @@ struct bdev_channel *bdev_channel_get(struct bdev_desc *desc, struct reactor *r)
 		}
 		*slot = ch;
 		bdev->channel_count++;
-		ch->msg.fn = channel_open;
-		reactor_post(r, &ch->msg);
+		ch->open_msg.fn = channel_open;
+		reactor_post(r, &ch->open_msg);
 	}
 	(*slot)->refs++;
 	return *slot;

@@ -61,7 +61,6 @@ struct bdev_channel {
 	struct msg open_msg;		/* apart: a put may follow before it has arrived */
 	struct msg msg;			/* close, then gone */
 	struct msg cancel_msg;
-	bool cancelling;
 	CACHE_ALIGNED struct bdev_stats stats;
 	CACHE_ALIGNED unsigned char ctx[];
 };

@@ -253,6 +253,7 @@ void control_run(void)
 		run_inbox();
 		run_timers();
 	}
+	ctl.stop = false;
 }
 
 void control_get_times(uint64_t *busy, uint64_t *idle)

@@ -220,7 +220,8 @@ void reactor_timer_start(struct timer *t, uint64_t us)
 	struct list *pos;
 
 	reactor_timer_stop(t);
-	t->deadline = current->now + us * (tsc_hz() / 1000) / 1000;
+	/* Never due in this very pass, or a timer that restarts itself would hold it up. */
+	t->deadline = current->now + MAX(us * (tsc_hz() / 1000) / 1000, (uint64_t)1);
 	/* From the end: equal delays, the common case, then cost one look. */
 	for (pos = current->timers.prev; pos != &current->timers; pos = pos->prev) {
 		if (list_entry(pos, struct timer, node)->deadline <= t->deadline)
@@ -294,10 +295,13 @@ static void disarm_pollers(struct reactor *r)
 	}
 }
 
-static void reactor_sleep(struct reactor *r)
+REACTOR_ONLY static void reactor_sleep(struct reactor *r)
 {
 	uint64_t wait_ns = UINT64_MAX;
 
+	/* Without its alarm clock it had better stay awake. */
+	if (!uring_can_wake(r))
+		return;
 	atomic_store_explicit(&r->asleep, true, memory_order_seq_cst);
 	/* Pairs with reactor_post(): see the top of this file. */
 	if (atomic_load_explicit(&r->inbox.head, memory_order_seq_cst) == NULL &&

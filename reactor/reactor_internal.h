@@ -47,6 +47,8 @@ void uring_fini(struct reactor *r);
 /* Completions at hand: calls their ops; how many. */
 unsigned int uring_reap(struct reactor *r);
 void uring_submit(struct reactor *r);
+/* Whether messages can end a sleep; if not, tries to mend that. */
+bool uring_can_wake(struct reactor *r) REACTOR_ONLY;
 /* Wait for a completion, wait_ns at most (UINT64_MAX: without limit). */
 void uring_sleep(struct reactor *r, uint64_t wait_ns);
 

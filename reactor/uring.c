@@ -226,6 +226,17 @@ void reactor_watch_stop(struct fd_watch *w)
 	io_uring_submit(&reactor_current()->ring);
 }
 
+bool uring_can_wake(struct reactor *r)
+{
+	struct fd_watch *w = r->wake_watch;
+
+	if (!w->armed) {
+		w->works = true;
+		watch_arm(w);
+	}
+	return w->armed && w->works;
+}
+
 bool reactor_watch_works(const struct fd_watch *w)
 {
 	return !w || w->works;

@@ -312,8 +312,9 @@ void session_vq_stopped(struct vhost_vq *vvq)
 	vq_free(vvq->vq);
 	vvq->vq = NULL;
 	vvq->stopping = false;
-	session_reconcile(s);
+	/* Before the session looks on, which may be the end of both. */
 	controller_vq_gone(c);
+	session_reconcile(s);
 }
 
 void session_vq_updated(struct vhost_vq *vvq)
@@ -791,12 +792,16 @@ CONTROL_ONLY static void message_settled(struct vhost_session *s)
 	void (*then)(struct vhost_session *s) = s->after;
 
 	s->after = NULL;
+	/* A reply that fails closes the session: not under our feet. */
+	s->busy = true;
 	if (then)
 		then(s);
-	if (s->closing)
-		return;
-	acknowledge(s);
 	if (!s->closing)
+		acknowledge(s);
+	s->busy = false;
+	if (s->closing)
+		session_reconcile(s);
+	else
 		conn_resume(&s->conn);
 }
 

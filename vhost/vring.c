@@ -49,8 +49,6 @@ int vring_init(struct vring *vr, const struct vring_params *p)
 
 	if (p->num == 0 || p->num > VRING_SIZE_MAX || (p->num & (p->num - 1)))
 		return -EINVAL;
-	if ((p->desc_uva & 15) || (p->avail_uva & 1) || (p->used_uva & 3))
-		return -EINVAL;
 	*vr = (struct vring){ 0 };
 	vr->desc = guest_mem_from_uva(p->mem, p->desc_uva, 16ull * p->num);
 	/* flags, idx, the ring, and the event word behind it */
@@ -58,6 +56,9 @@ int vring_init(struct vring *vr, const struct vring_params *p)
 	used = guest_mem_from_uva(p->mem, p->used_uva, 6 + 8ull * p->num);
 	if (!vr->desc || !avail || !used)
 		return -EFAULT;
+	/* Ours must be aligned, whatever the front end's own addresses are. */
+	if (((uintptr_t)vr->desc & 7) || ((uintptr_t)avail & 1) || ((uintptr_t)used & 3))
+		return -EINVAL;
 	vr->num = (uint16_t)p->num;
 	vr->mask = (uint16_t)(p->num - 1);
 	vr->avail_flags = (_Atomic uint16_t *)&avail[0];
@@ -142,7 +143,7 @@ static enum vring_fault enter_table(struct vring *vr, const struct vring_desc_sp
 	if (!*table)
 		return VRING_ADDRESS;
 	/* An unaligned table is copied as well: its words must load whole. */
-	if (unlikely(contiguous < d->len || (d->addr & 7))) {
+	if (unlikely(contiguous < d->len || ((uintptr_t)*table & 7))) {
 		*table = gather_table(vr, d->addr, d->len);
 		if (!*table)
 			return VRING_ADDRESS;
