@@ -190,6 +190,11 @@ struct bdev *bdev_find(const char *name_or_uuid)
 	return NULL;
 }
 
+const char *bdev_product_name(const struct bdev *bdev)
+{
+	return bdev->ops->product_name;
+}
+
 struct bdev *bdev_next(struct bdev *after)
 {
 	struct list *next = after ? after->node.next : bdevs.next;

@@ -129,6 +129,9 @@ struct bdev *bdev_find(const char *name_or_uuid) CONTROL_ONLY;
 /* In creation order; NULL starts, NULL ends. */
 struct bdev *bdev_next(struct bdev *after) CONTROL_ONLY;
 
+/* "Malloc disk" and the like, as bdev_get_bdevs reports it. */
+const char *bdev_product_name(const struct bdev *bdev);
+
 /* ------- using a bdev ------- */
 
 enum bdev_event {

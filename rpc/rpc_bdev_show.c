@@ -7,7 +7,6 @@
  */
 #include "rpc/rpc.h"
 
-#include "bdev/bdev_backend.h"	/* only for bdev_ops.product_name */
 #include "reactor/reactor.h"
 
 #include <stdio.h>
@@ -86,7 +85,7 @@ static void write_bdev(struct json_out *w, const struct bdev *b) CONTROL_ONLY
 	json_put_array(w, "aliases");
 	json_out_string(w, b->uuid);
 	json_out_array_end(w);
-	json_put_string(w, "product_name", b->ops->product_name);
+	json_put_string(w, "product_name", bdev_product_name(b));
 	json_put_u64(w, "block_size", b->block_size);
 	json_put_u64(w, "num_blocks", bdev_size(b) / b->block_size);
 	json_put_u64(w, "preferred_write_alignment", 0);

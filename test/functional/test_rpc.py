@@ -509,7 +509,7 @@ class Controllers(RpcCase):
             self.assertEqual((b['num_read_ops'], b['bytes_read']), (7, 28672))
             for what in 'read', 'write':
                 low, high = b[f'min_{what}_latency_ticks'], b[f'max_{what}_latency_ticks']
-                self.assertTrue(0 < low <= high <= b[f'{what}_latency_ticks'], b)
+                self.assertTrue(0 <= low <= high <= b[f'{what}_latency_ticks'], b)
             r = t.rpc('bdev_get_iostat', names=['malA'], per_channel=True)
             (channel,) = r['channels']
             self.assertEqual(channel['num_read_ops'], 7)
@@ -524,6 +524,28 @@ class Controllers(RpcCase):
             self.assertEqual((b['num_read_ops'], b['bytes_written']), (0, 0))
             (other,) = t.rpc('bdev_get_iostat', names=['nullA'])['bdevs']
             self.assertEqual(other['num_read_ops'], 0)
+
+    def test_latency_in_iostat(self):
+        import frontend
+        t = self.target()
+        self.disks(t)
+        t.rpc('bdev_delay_create', base_bdev_name='malA', name='d', avg_read_latency=3000,
+              p99_read_latency=3000, avg_write_latency=0, p99_write_latency=0)
+        t.rpc('vhost_create_blk_controller', ctrlr='c', dev_name='d')
+        with frontend.Frontend.connect(t.path('c')) as fe:
+            for i in range(5):
+                fe.read(0, 4096)
+        r = t.rpc('bdev_get_iostat', names=['d'])
+        (b,) = r['bdevs']
+        least = r['tick_rate'] * 3 // 1000
+        # A reactor's clock is read once a pass, hence a little less is right as well.
+        self.assertGreater(b['min_read_latency_ticks'], least * 0.9)
+        self.assertGreaterEqual(b['read_latency_ticks'], b['min_read_latency_ticks'] * 5)
+        self.assertGreaterEqual(b['max_read_latency_ticks'], b['min_read_latency_ticks'])
+        self.assertEqual(b['write_latency_ticks'], 0)
+        t.rpc('bdev_reset_iostat', name='d', mode='maxmin')
+        (b,) = t.rpc('bdev_get_iostat', names=['d'])['bdevs']
+        self.assertEqual((b['num_read_ops'], b['max_read_latency_ticks']), (5, 0))
 
 
 class Framing(RpcCase):

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "hugepages/hugepages.h"
+#include "test/unit/harness.h"
 
 #define MIB ((size_t)1 << 20)
 #define GIB ((size_t)1 << 30)
@@ -438,5 +439,5 @@ main(void)
 		cmocka_unit_test_teardown(test_pool_threads, reset_config),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return harness_main("hugepages", tests, ARRAY_SIZE(tests), NULL, NULL);
 }
