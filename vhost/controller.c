@@ -280,7 +280,7 @@ static int parse_cpumask(const char *text, struct cpumask *mask)
 	return -EINVAL;
 }
 
-static int check_opts(const struct vhost_controller_opts *opts, struct cpumask *mask,
+CONTROL_ONLY static int check_opts(const struct vhost_controller_opts *opts, struct cpumask *mask,
 		      char reason[VHOST_REASON_MAX])
 {
 	char core_mask[CPUMASK_STR];

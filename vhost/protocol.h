@@ -2,7 +2,7 @@
 /*
  * The vhost-user protocol on the wire (QEMU's docs/interop/vhost-user.rst):
  * framing, file descriptors, and the table of messages with their shapes. What
- * the messages mean is session.c's.
+ * the messages mean is messages.c's.
  */
 #ifndef SPINDLE_PROTOCOL_H
 #define SPINDLE_PROTOCOL_H
@@ -143,7 +143,7 @@ struct vhost_msg_row {
 	uint8_t feature;		/* protocol feature it belongs to, VU_NO_FEATURE */
 };
 #define VU_NO_FEATURE 0xff
-/* session.c's table; NULL for an unknown request. */
+/* messages.c's table; NULL for an unknown request. */
 const struct vhost_msg_row *vhost_msg_row(uint32_t request);
 
 /*

@@ -22,6 +22,8 @@
 #include "vhost/vhost.h"
 #include "vhost/vring.h"
 
+#include <unistd.h>
+
 #define VHOST_VQS_MAX 256
 #define VHOST_CONFIG_SIZE 256
 
@@ -212,6 +214,23 @@ struct vhost_controller {
 	struct list sessions;
 };
 
+static inline bool session_has_feature(const struct vhost_session *s, unsigned int bit)
+{
+	return s->features >> bit & 1;
+}
+
+static inline bool session_has_protocol_feature(const struct vhost_session *s, unsigned int bit)
+{
+	return s->protocol_features >> bit & 1;
+}
+
+static inline void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
 void session_create(struct vhost_controller *c, int fd) CONTROL_ONLY;
 /* End it; it frees itself when its requests have ended. */
 void session_close(struct vhost_session *s) CONTROL_ONLY;
@@ -223,7 +242,9 @@ void session_config_changed(struct vhost_session *s) CONTROL_ONLY;
 void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
 void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
 void session_vq_updated(struct vhost_vq *vvq) CONTROL_ONLY;
-/* A message has arrived whole and its shape has been checked. */
+/* Every running vq is to be stopped and made anew, with the settings of now. */
+void session_want_anew(struct vhost_session *s) CONTROL_ONLY;
+/* messages.c: a message has arrived whole and its shape has been checked. */
 void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONLY;
 
 /* The reactor for one more vq of this session. */

@@ -111,7 +111,8 @@ static inline struct vring_desc_split desc_load(const struct vring_desc_split *d
 	return copy;
 }
 
-COLD static const struct vring_desc_split *gather_table(struct vring *vr, uint64_t gpa, uint64_t len)
+COLD static const struct vring_desc_split *gather_table(struct vring *vr, uint64_t gpa,
+							uint64_t len)
 {
 	uint8_t *to = (uint8_t *)gathered;
 
