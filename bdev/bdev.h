@@ -76,7 +76,8 @@ struct bdev_io {
 void bdev_submit(struct bdev_io *io) REACTOR_ONLY;
 
 /* Helpers on iovecs: copy `len` bytes starting at byte `skip` of the list. */
-void bdev_iov_to_buf(const struct iovec *iov, uint32_t iovcnt, uint64_t skip, void *buf, size_t len);
+void bdev_iov_to_buf(const struct iovec *iov, uint32_t iovcnt, uint64_t skip, void *buf,
+		     size_t len);
 void bdev_buf_to_iov(const void *buf, const struct iovec *iov, uint32_t iovcnt, uint64_t skip,
 		     size_t len);
 
@@ -186,7 +187,8 @@ struct bdev_result {
  * -ENODEV. The answer comes when the bdev is gone, which waits for its users'
  * I/O to end.
  */
-void bdev_delete(const char *name, const struct bdev_ops *ops, struct bdev_result *res) CONTROL_ONLY;
+void bdev_delete(const char *name, const struct bdev_ops *ops,
+		 struct bdev_result *res) CONTROL_ONLY;
 /* At exit: delete all of them, then call done on the control thread. */
 void bdev_delete_all(void (*done)(void)) CONTROL_ONLY;
 
@@ -244,7 +246,8 @@ struct bdev_file_opts {
 extern const struct bdev_ops bdev_aio_ops, bdev_uring_ops;
 void bdev_file_create(const struct bdev_file_opts *opts, struct bdev_result *res) CONTROL_ONLY;
 /* Look at the file's size again. ops: bdev_aio_ops or bdev_uring_ops. */
-void bdev_file_rescan(const char *name, const struct bdev_ops *ops, struct bdev_result *res) CONTROL_ONLY;
+void bdev_file_rescan(const char *name, const struct bdev_ops *ops,
+		      struct bdev_result *res) CONTROL_ONLY;
 const struct bdev_file_opts *bdev_file_get_opts(const struct bdev *bdev);
 
 /*

@@ -2,9 +2,9 @@
 /*
  * Reactors: one pinned thread per core of the mask. Each pass drains the
  * inbox, runs the pollers, reaps the reactor's io_uring, runs the deferred work
- * and submits to the io_uring all that has come up, in one call. With nothing to do for long enough (never, by default) a
- * reactor sleeps in its io_uring; file completions, watched eventfds, messages
- * and timers wake it.
+ * and submits to the io_uring all that has come up, in one call. With nothing
+ * to do for long enough (never, by default) a reactor sleeps in its io_uring;
+ * file completions, watched eventfds, messages and timers wake it.
  *
  * Objects: a poller, timer, defer or watch belongs to the one reactor it was
  * added on, and only that reactor's thread touches it.

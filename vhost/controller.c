@@ -24,6 +24,8 @@
 
 #define BACKLOG 128
 #define ACCEPT_RETRY_MS 100
+/* A hostile front end must not use up the fds of all: further ones wait to be accepted. */
+#define SESSIONS_MAX 64
 #define DEFAULT_IOPS_THRESHOLD 60000
 
 static char *socket_dir;
@@ -84,6 +86,8 @@ CONTROL_ONLY static void controller_free(struct vhost_controller *c)
 
 void controller_session_gone(struct vhost_controller *c)
 {
+	if (c->session_count-- == SESSIONS_MAX && c->listen.fd >= 0)
+		control_fd_mod(&c->listen, EPOLLIN);
 	if (c->deleting && list_empty(&c->sessions))
 		controller_free(c);
 }
@@ -173,7 +177,8 @@ static void accept_again(struct control_timer *t)
 	struct vhost_controller *c = container_of(t, struct vhost_controller, accept_timer);
 
 	control_assert();
-	control_fd_mod(&c->listen, EPOLLIN);
+	if (c->session_count < SESSIONS_MAX)
+		control_fd_mod(&c->listen, EPOLLIN);
 }
 
 static void accept_event(struct control_fd *cf, uint32_t events)
@@ -185,6 +190,11 @@ static void accept_event(struct control_fd *cf, uint32_t events)
 	control_assert();
 	if (fd >= 0) {
 		session_create(c, fd);
+		if (c->session_count < SESSIONS_MAX)
+			return;
+		log_limited(LOG_WARNING, &accept_limit, "%s: %u front ends are connected, more must wait",
+			    c->name, c->session_count);
+		control_fd_mod(cf, 0);
 		return;
 	}
 	if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)

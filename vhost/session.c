@@ -275,6 +275,7 @@ void session_create(struct vhost_controller *c, int fd)
 	s->writeback = blk_writeback_default(c);
 	s->offered = blk_features(c) | BIT(VHOST_F_PROTOCOL_FEATURES);
 	list_add_tail(&c->sessions, &s->node);
+	c->session_count++;
 	if (conn_init(&s->conn, s, fd) < 0) {
 		log_error("%s: cannot watch the connection: %m", s->name);
 		session_close(s);

@@ -212,6 +212,7 @@ struct vhost_controller {
 	uint32_t delay_base_us, iops_threshold;
 	uint32_t next_session_id;
 	struct list sessions;
+	unsigned int session_count;
 };
 
 static inline bool session_has_feature(const struct vhost_session *s, unsigned int bit)

@@ -194,6 +194,7 @@ class Framing(VhostCase):
         t = self.target()
         path = self.disk(t)
         other = self.connect(path)
+        self.check_io(other)
         before = fd_count(t)
         message = struct.pack('<III', F.SET_VRING_KICK, F.VERSION, 8) + struct.pack('<Q', 0)
         for cut in range(1, len(message)):
@@ -202,7 +203,7 @@ class Framing(VhostCase):
                 fe.send_bytes(message[:cut], fds=[f.fileno()])
             fe.destroy()
         self.wait_sessions(t, 1)
-        self.assertEqual(fd_count(t), before)
+        self.check_fds(t, before)
         self.check_io(other)
 
     def test_slow_message_delays_nobody(self):
@@ -381,7 +382,7 @@ class Connections(VhostCase):
                 if i % 2:
                     fe.stop()
         self.wait_sessions(t, 0)
-        self.assertEqual(fd_count(t), before)
+        self.check_fds(t, before)
 
     def test_several_at_once(self):
         t = self.target('0x3')

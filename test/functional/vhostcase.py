@@ -150,6 +150,10 @@ class VhostCase(spindle.TestCase):
             call(*args, **kw)
         self.assertEqual(caught.exception.status, status)
 
+    def check_fds(self, t, count):
+        """The target comes back to that many open fds."""
+        spindle.wait_until(lambda: fd_count(t) == count, 3, f'{count} fds, not {fd_count(t)}')
+
     def check_closed(self, fe):
         self.assertTrue(fe.closed(WAIT), 'the connection is still open')
 
