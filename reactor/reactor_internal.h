@@ -25,6 +25,7 @@ struct reactor {
 	uint64_t poll_ticks;		/* without work for so long: sleep */
 	struct io_uring ring;
 	bool ring_deferred;		/* completions need a system call to appear */
+	unsigned int ring_held;		/* stopped watches and signals the kernel still has */
 	struct fd_watch *wake_watch;
 	uint64_t *files_used;		/* bitmap of registered-file slots */
 	/* Written by the owner, read by anyone. */

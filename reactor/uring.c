@@ -23,6 +23,7 @@
 #define SQ_ENTRIES 1024
 #define CQ_ENTRIES 4096
 #define FILES_MAX 4096
+#define DRAIN_TRIES 200	/* milliseconds, at exit */
 
 struct fd_watch {
 	struct uring_op op;
@@ -167,8 +168,10 @@ static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
 	if (!(cqe_flags & IORING_CQE_F_MORE))
 		w->armed = false;
 	if (w->dead) {
-		if (!w->armed)
+		if (!w->armed) {
+			reactor_current()->ring_held--;
 			free(w);
+		}
 		return;
 	}
 	if (res < 0 || (res & POLLNVAL)) {
@@ -217,6 +220,7 @@ void reactor_watch_stop(struct fd_watch *w)
 		return;
 	}
 	w->dead = true;
+	reactor_current()->ring_held++;
 	sqe = reactor_sqe(NULL);
 	if (sqe) {
 		io_uring_prep_cancel(sqe, &w->op, 0);
@@ -257,6 +261,12 @@ REACTOR_ONLY static void signal_write(struct fd_signal *s)
 	s->again = false;
 }
 
+static void signal_release(struct fd_signal *s)
+{
+	reactor_current()->ring_held--;
+	free(s);
+}
+
 static void signal_done(struct uring_op *op, int res, uint32_t cqe_flags)
 {
 	struct fd_signal *s = container_of(op, struct fd_signal, op);
@@ -267,7 +277,7 @@ static void signal_done(struct uring_op *op, int res, uint32_t cqe_flags)
 	(void)cqe_flags;
 	s->busy = false;
 	if (s->dead)
-		free(s);
+		signal_release(s);
 	else if (s->again)
 		signal_write(s);
 }
@@ -278,7 +288,7 @@ static void signal_retry(struct defer *d)
 
 	reactor_assert();
 	if (s->dead)
-		free(s);
+		signal_release(s);
 	else
 		signal_write(s);
 }
@@ -309,13 +319,14 @@ void reactor_signal_free(struct fd_signal *s)
 
 	if (!s)
 		return;
-	s->dead = true;
-	if (s->retry.queued)
-		return;
-	if (!s->busy) {
+	if (!s->busy && !s->retry.queued) {
 		free(s);
 		return;
 	}
+	s->dead = true;
+	reactor_current()->ring_held++;
+	if (s->retry.queued)
+		return;
 	/* Let the write reach the kernel first; then end it if it hangs there. */
 	io_uring_submit(&reactor_current()->ring);
 	sqe = reactor_sqe(NULL);
@@ -380,8 +391,21 @@ int uring_init(struct reactor *r)
 	return 0;
 }
 
+/* Let what was stopped with the kernel still holding it come back. */
+static void uring_drain(struct reactor *r)
+{
+	struct __kernel_timespec ms = { .tv_nsec = 1000000 };
+	struct io_uring_cqe *cqe;
+
+	for (int i = 0; i < DRAIN_TRIES && r->ring_held; i++) {
+		io_uring_submit_and_wait_timeout(&r->ring, &cqe, 1, &ms, NULL);
+		uring_reap(r);
+	}
+}
+
 void uring_fini(struct reactor *r)
 {
+	uring_drain(r);
 	free(r->wake_watch);
 	r->wake_watch = NULL;
 	io_uring_queue_exit(&r->ring);

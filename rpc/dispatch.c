@@ -310,7 +310,8 @@ static bool get_whole(struct json_object *v, bool *negative, uint64_t *magnitude
 	if (!json_object_is_type(v, json_type_double))
 		return false;
 	d = json_object_get_double(v);
-	if (!(d > -0x1p53 && d < 0x1p53) || d != trunc(d))
+	/* Written so that a NaN is refused as well. */
+	if (!(fabs(d) < 9007199254740992.0) || d != trunc(d))
 		return false;
 	*negative = d < 0;
 	*magnitude = (uint64_t)(d < 0 ? -d : d);

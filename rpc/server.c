@@ -26,8 +26,10 @@
 #include "reactor/control.h"
 #include "reactor/log.h"
 
+#include <assert.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -35,7 +37,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <stdio.h>
 #include <unistd.h>
 
 #define CLIENTS_MAX 1024u
@@ -96,8 +97,15 @@ static void server_accept_more(void) CONTROL_ONLY;
 
 /* ------- life of a client ------- */
 
+static void client_get(struct rpc_client *c)
+{
+	assert(c->refs > 0 && c->refs < 16);
+	c->refs++;
+}
+
 static void client_put(struct rpc_client *c)
 {
+	assert(c->refs > 0);
 	if (--c->refs)
 		return;
 	json_tokener_free(c->tok);
@@ -221,7 +229,7 @@ static void client_dispatch(struct rpc_client *c, struct json_object *request,
 			    const struct json_fault *fault) CONTROL_ONLY
 {
 	c->busy = true;
-	c->refs++;
+	client_get(c);
 	rpc_dispatch(c, request, fault);
 }
 
@@ -230,7 +238,7 @@ static void client_dispatch_error(struct rpc_client *c, int code, const char *me
 {
 	log_limited(LOG_ERROR, &client_limit, "%s: %s", message, data);
 	c->busy = true;
-	c->refs++;
+	client_get(c);
 	rpc_dispatch_error(c, code, message, data);
 }
 
@@ -367,7 +375,7 @@ static void client_post(struct rpc_client *c)
 	if (c->posted)
 		return;
 	c->posted = true;
-	c->refs++;
+	client_get(c);
 	c->msg.fn = client_turn;
 	control_post(&c->msg);
 }
@@ -413,7 +421,7 @@ static void client_run(struct rpc_client *c)
 	if (c->running)
 		return;
 	c->running = true;
-	c->refs++;
+	client_get(c);
 	while (!c->busy && c->cf.fd >= 0 && client_unsent(c) <= OUT_MAX) {
 		if (budget-- == 0) {
 			client_post(c);
@@ -498,7 +506,7 @@ static void client_event(struct control_fd *cf, uint32_t events)
 	struct rpc_client *c = container_of(cf, struct rpc_client, cf);
 
 	control_assert();
-	c->refs++;
+	client_get(c);
 	if (events & EPOLLOUT)
 		client_flush(c);
 	if (events & (EPOLLHUP | EPOLLERR)) {

@@ -89,13 +89,15 @@ struct vq {
 	struct reactor *reactor;
 	struct guest_mem *mem;		/* reference held by control */
 	int kick_fd;
+	int call_fd;			/* at the start */
 	int err_fd;
 	uint32_t num;
 	uint32_t generation;		/* of the vhost_vq when it was made */
 	char name[64];
 	/*
 	 * Messages between control and the reactor. start is not answered, so a
-	 * stop may follow on its heels; stop and update are one at a time.
+	 * stop or update may follow on its heels; those are one at a time. update
+	 * belongs to whoever has msg.
 	 */
 	struct msg start;
 	struct msg msg;

@@ -255,8 +255,8 @@ static void start_msg(struct msg *msg)
 	struct vq *vq = container_of(msg, struct vq, start);
 
 	reactor_assert();
-	if (vq->update.call_fd >= 0)
-		vq->call = reactor_signal_create(vq->update.call_fd);
+	if (vq->call_fd >= 0)
+		vq->call = reactor_signal_create(vq->call_fd);
 	if (vq->kick_fd < 0 || reactor_watch_start(vq->kick_fd, &vq->kick_watch) < 0)
 		vq->no_kick = true;
 	vq->interval_start = reactor_now();
@@ -361,11 +361,10 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	vq->owner = p->owner;
 	vq->reactor = p->reactor;
 	vq->mem = guest_mem_get(p->mem);
-	vq->update = p->update;
-	vq->update.mem = vq->mem;
 	vq->writethrough = p->update.writethrough;
 	vq->coalescing_us = p->update.coalescing_us;
 	vq->coalescing_iops = p->update.coalescing_iops;
+	vq->call_fd = p->update.call_fd;
 	vq->err_fd = p->update.err_fd;
 	vq->kick_fd = p->kick_fd;
 	vq->features = p->features;

@@ -179,6 +179,35 @@ class Stop(VhostCase):
             q.start(base)
             check_statuses(self, q.wait_all(40, WAIT))
 
+    def test_messages_overtake_a_busy_reactor(self):
+        # The reactor is kept at work for milliseconds a pass, so what a message wants of a ring
+        # is still on its way there when the next message arrives.
+        t = self.target()
+        self.disk(t, mib=64)
+        busy = self.connect(t.path('c0'), mem_size=128 * MIB, queue_size=256)
+        gpa = busy.alloc(64 * MIB, 4096)
+        fe = self.connect(t.path('c0'), style='qemu', queues=2)
+        for i in range(120):
+            if busy.q[0].in_flight < 64:
+                for j in range(64):
+                    busy.q[0].submit(F.T_IN, 2048 * j, [(gpa + j * MIB, MIB)])
+            q = fe.q[i % 2]
+            for step in range(i % 7):
+                # None of these is acknowledged, so they follow each other at once.
+                if (i + step) % 3 == 0:
+                    q.enable(step % 2 == 0)
+                elif (i + step) % 3 == 1:
+                    q.swap_call()
+                else:
+                    fe.set_config(32, bytes([step % 2]))
+            q.enable(True)
+            base = q.stop()
+            q.start(base)
+            busy.q[0].poll()
+        for q in range(2):
+            self.check_io(fe, q=q)
+        check_statuses(self, busy.q[0].wait_all(busy.q[0].in_flight, WAIT))
+
     def test_base_of_a_ring_never_started(self):
         t = self.target()
         fe = self.connect(self.disk(t), no_start=True)
@@ -293,12 +322,13 @@ class KickAndCall(VhostCase):
         self.check_io(fe)
         q.call_pending(0.1)
         q.set_avail_flags(1)
+        calls = q.calls         # those that a wait has met
         for i in range(20):
             self.check_io(fe, seed=i)
-        self.assertEqual(q.call_pending(0.05), 0)
+        self.assertEqual(q.calls - calls + q.call_pending(0.05), 0)
         q.set_avail_flags(0)
         self.check_io(fe)
-        self.assertGreater(q.call_pending(WAIT), 0)
+        self.assertGreater(q.calls - calls + q.call_pending(0.1), 0)
 
     def test_used_event_is_honoured(self):
         t = self.target()
@@ -355,11 +385,12 @@ class KickAndCall(VhostCase):
         self.check_io(fe)
         fe.set_vring_fd(F.SET_VRING_CALL, 0, -1)
         q.call_pending(0.02)
+        calls = q.calls
         self.check_io(fe)
-        self.assertEqual(q.call_pending(0.03), 0)
+        self.assertEqual(q.calls - calls + q.call_pending(0.03), 0)
         fe.set_vring_fd(F.SET_VRING_CALL, 0, q.call_fd)
         self.check_io(fe)
-        self.assertGreater(q.call_pending(WAIT), 0)
+        self.assertGreater(q.calls - calls + q.call_pending(0.1), 0)
 
     def test_fds_of_any_kind(self):
         # A call fd that cannot be written to, or blocks, harms nobody.
@@ -484,7 +515,7 @@ class Queues(VhostCase):
         fe = self.connect(self.disk(t), queues=2, style='qemu11')
         fe.q[0].stop()
         for desc, used, avail in ((1 << 40, 0, 0), (0, 1 << 40, 0), (0, 0, 1 << 40),
-                                  ((1 << 64) - 16, 0, 0), (8, 0, 0), (0, 2, 0), (0, 0, 1)):
+                                  ((1 << 64) - 16, 0, 0), (4, 0, 0), (0, 2, 0), (0, 0, 1)):
             with self.subTest(desc=desc, used=used, avail=avail):
                 q = fe.q[0]
 

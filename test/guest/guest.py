@@ -106,6 +106,7 @@ class Guest:
         self._next_id = 1
         self.events = []
         self.boot_seconds = None
+        self.watch = lambda: None       # called about once a second of waiting; may raise
 
     # ---- life -----------------------------------------------------------------------
 
@@ -310,7 +311,8 @@ class Guest:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise GuestError("waited %d s for %s\n%s" % (timeout, what, self.console()))
-            self._pump(left)
+            self._pump(min(left, 1))
+            self.watch()
 
     def _pump(self, timeout):
         """Take what the guest sent within the timeout and sort it into answers."""

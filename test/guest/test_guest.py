@@ -70,6 +70,7 @@ class GuestTest(spindle.TestCase):
             cls.t.start()
             disks = cls.prepare()
             cls.guest = Guest(disks, memory=cls.memory, size=cls.size, smp=cls.smp)
+            cls.guest.watch = cls.target_lives
             cls.undo.callback(cls.guest.close)
             cls.guest.boot(timeout=90 * SLOW)
         except Unavailable as reason:
@@ -85,6 +86,12 @@ class GuestTest(spindle.TestCase):
         if cls.t.running():
             cls.t.stop()
         cls.undo.close()
+
+    @classmethod
+    def target_lives(cls):
+        """Without a target the guest would be waited for until the time is up."""
+        if not cls.t.running():
+            raise AssertionError('the target died')
 
     @classmethod
     def memory_flags(cls):
