@@ -24,6 +24,9 @@
 #include <string.h>
 #include <sys/random.h>
 
+/* How long the answer to a delete may wait for the bdev's requests. */
+#define ANSWER_MS 500
+
 static struct list bdevs = LIST_INIT(bdevs);
 static unsigned int bdev_count;		/* with those being destroyed */
 static void (*delete_all_done)(void);
@@ -284,6 +287,7 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 		return -ENOMEM;
 	}
 	list_init(&bdev->descs);
+	list_init(&bdev->closing);
 	stats_init(&bdev->closed_stats);
 	list_add_tail(&bdevs, &bdev->node);
 	bdev_count++;
@@ -398,7 +402,9 @@ static void channel_gone(struct msg *msg)
 	control_assert();
 	if (ch->ops->channel_unprepare)
 		ch->ops->channel_unprepare(ch);
-	stats_fold(&bdev->closed_stats, &ch->stats);
+	list_del(&ch->closing);
+	if (!ch->forget)
+		stats_fold(&bdev->closed_stats, &ch->stats);
 	bdev->channel_count--;
 	free(ch);
 	destroy_if_unused(bdev);
@@ -468,6 +474,7 @@ void bdev_channel_put(struct bdev_channel *ch)
 	if (!ch || --ch->refs > 0)
 		return;
 	ch->bdev->channels[reactor_index(ch->reactor)] = NULL;
+	list_add_tail(&ch->bdev->closing, &ch->closing);
 	ch->msg.fn = channel_close;
 	reactor_post(ch->reactor, &ch->msg);
 }
@@ -508,12 +515,28 @@ static void channel_cancel(struct msg *msg)
 	control_post(&ch->cancel_msg);
 }
 
+/* Users' requests may take for ever: the caller has waited long enough. */
+static void answer_late(struct control_timer *t)
+{
+	struct bdev *bdev = container_of(t, struct bdev, answer_timer);
+	struct bdev_result *res = bdev->deleting;
+
+	control_assert();
+	log_notice("%s: deleted, but requests are still in flight; it is closed when they end",
+		   bdev->name);
+	bdev->deleting = NULL;
+	bdev_result_done(res, 0, NULL, NULL);
+}
+
 CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 {
 	struct bdev_desc *desc, *tmp;
 
 	bdev->removing = true;
 	bdev->deleting = res;
+	bdev->answer_timer.fn = answer_late;
+	if (res)
+		control_timer_start(&bdev->answer_timer, ANSWER_MS);
 	list_del(&bdev->node);
 	/* Keeps it from being destroyed under this function. */
 	bdev->channel_count++;
@@ -553,6 +576,7 @@ void bdev_destroyed(struct bdev *bdev)
 {
 	struct bdev_result *res = bdev->deleting;
 
+	control_timer_stop(&bdev->answer_timer);
 	free(bdev->channels);
 	bdev->channels = NULL;
 	bdev_count--;
@@ -584,6 +608,12 @@ void bdev_get_stats(const struct bdev *bdev, struct bdev_stats *out)
 {
 	stats_init(out);
 	stats_fold(out, &bdev->closed_stats);
+	for (struct list *n = bdev->closing.next; n != &bdev->closing; n = n->next) {
+		const struct bdev_channel *ch = list_entry(n, struct bdev_channel, closing);
+
+		if (!ch->forget)
+			stats_fold(out, &ch->stats);
+	}
 	for (unsigned int i = 0; i < reactor_count(); i++) {
 		if (bdev->channels[i])
 			stats_fold(out, &bdev->channels[i]->stats);
@@ -644,6 +674,22 @@ static void reset_done(struct reactor_visit *v)
 	free(reset);
 }
 
+CONTROL_ONLY static void reset_collect(struct reset *reset, struct bdev *bdev, bool maxmin_only)
+{
+	stats_reset(&bdev->closed_stats, maxmin_only);
+	/* Its extremes go with it; a reset of them alone is not worth more. */
+	for (struct list *n = bdev->closing.next; n != &bdev->closing; n = n->next)
+		list_entry(n, struct bdev_channel, closing)->forget |= !maxmin_only;
+	for (unsigned int i = 0; i < reactor_count(); i++) {
+		struct bdev_channel *ch = bdev->channels[i];
+
+		if (!ch)
+			continue;
+		ch->refs++;
+		reset->channels[reset->count++] = ch;
+	}
+}
+
 void bdev_reset_stats(struct bdev *only, bool maxmin_only, struct bdev_result *res)
 {
 	unsigned int count = 0;
@@ -662,17 +708,8 @@ void bdev_reset_stats(struct bdev *only, bool maxmin_only, struct bdev_result *r
 	reset->visit.fn = reset_on_reactor;
 	reset->visit.done = reset_done;
 	list_for_each(bdev, &bdevs, node) {
-		if (only && bdev != only)
-			continue;
-		stats_reset(&bdev->closed_stats, maxmin_only);
-		for (unsigned int i = 0; i < reactor_count(); i++) {
-			struct bdev_channel *ch = bdev->channels[i];
-
-			if (!ch)
-				continue;
-			ch->refs++;
-			reset->channels[reset->count++] = ch;
-		}
+		if (!only || bdev == only)
+			reset_collect(reset, bdev, maxmin_only);
 	}
 	reactor_visit_all(&reset->visit);
 }

@@ -15,6 +15,7 @@
 #define SPINDLE_BDEV_H
 
 #include "reactor/base.h"
+#include "reactor/control.h"
 #include "reactor/inbox.h"
 
 #include <sys/uio.h>
@@ -111,9 +112,11 @@ struct bdev {
 	bool claimed;			/* another bdev writes through it; nobody else may */
 	struct list descs;		/* struct bdev_desc.node */
 	struct bdev_channel **channels;	/* by reactor index */
-	unsigned int channel_count;	/* of those that are not NULL */
+	struct list closing;		/* channels that have left the table */
+	unsigned int channel_count;	/* of both */
 	struct bdev_stats closed_stats;	/* of channels that are gone */
 	struct bdev_result *deleting;	/* who waits for the end */
+	struct control_timer answer_timer;	/* ... but not for ever */
 };
 
 static inline uint64_t bdev_size(const struct bdev *bdev)
@@ -185,7 +188,8 @@ struct bdev_result {
 /*
  * Delete by name. ops restricts it to bdevs of one backend (NULL: any), by
  * -ENODEV. The answer comes when the bdev is gone, which waits for its users'
- * I/O to end.
+ * requests to end, but after half a second at the latest: the rest then happens
+ * in the background.
  */
 void bdev_delete(const char *name, const struct bdev_ops *ops,
 		 struct bdev_result *res) CONTROL_ONLY;

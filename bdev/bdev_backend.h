@@ -58,6 +58,8 @@ struct bdev_channel {
 	struct defer retry;		/* resubmits the wait list in the next pass */
 	/* control's */
 	unsigned int refs;
+	struct list closing;		/* in bdev's, once put */
+	bool forget;			/* statistics were reset while it was closing */
 	struct msg open_msg;		/* apart: a put may follow before it has arrived */
 	struct msg msg;			/* close, then gone */
 	struct msg cancel_msg;

@@ -100,7 +100,11 @@ static inline void list_del(struct list *node)
 	for (pos = list_entry((head)->next, __typeof__(*pos), member);          \
 	     &pos->member != (head);                                            \
 	     pos = list_entry(pos->member.next, __typeof__(*pos), member))
-/* Safe against removal of pos; not against removal of its successor. */
+/*
+ * Not for structs aligned to more than their members (CACHE_ALIGNED): the head
+ * would be taken for one, at an address where none can be. Walk the nodes there.
+ * The next is safe against removal of pos; not against removal of its successor.
+ */
 #define list_for_each_safe(pos, tmp, head, member)                              \
 	for (pos = list_entry((head)->next, __typeof__(*pos), member),          \
 	    tmp = list_entry(pos->member.next, __typeof__(*pos), member);       \

@@ -101,9 +101,16 @@ uint64_t reactor_now(void)
 
 void reactor_get_times(const struct reactor *r, struct reactor_times *times)
 {
+	uint64_t since, now;
+
 	times->busy = counter_read(&r->busy);
 	times->idle = counter_read(&r->idle);
 	times->asleep = atomic_load_explicit(&r->asleep, memory_order_relaxed);
+	/* The sleep under way is added to idle when it ends: do not stand still till then. */
+	since = counter_read(&r->asleep_since);
+	now = tsc_now();
+	if (since && now > since)
+		times->idle += now - since;
 }
 
 /* ------- messages ------- */
@@ -334,8 +341,10 @@ REACTOR_ONLY static void reactor_loop(struct reactor *r)
 		if (work) {
 			last_work = now;
 		} else if (now - last_work >= r->poll_ticks) {
+			counter_set(&r->asleep_since, now);
 			reactor_sleep(r);
 			now = tsc_now();
+			counter_set(&r->asleep_since, 0);
 			counter_add(&r->idle, now - r->now);
 			r->now = now;
 			last_work = r->poll_ticks ? now : last_work;

@@ -30,6 +30,7 @@ struct reactor {
 	uint64_t *files_used;		/* bitmap of registered-file slots */
 	/* Written by the owner, read by anyone. */
 	CACHE_ALIGNED counter64 busy, idle;
+	counter64 asleep_since;		/* tsc, 0: awake */
 	/* Read-mostly. */
 	CACHE_ALIGNED unsigned int cpu, index;
 	int node;

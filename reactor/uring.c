@@ -23,6 +23,7 @@
 #define SQ_ENTRIES 1024
 #define CQ_ENTRIES 4096
 #define FILES_MAX 4096
+#define SINGLE_MAX 8
 #define DRAIN_TRIES 200	/* milliseconds, at exit */
 
 struct fd_watch {
@@ -31,6 +32,7 @@ struct fd_watch {
 	bool armed;	/* the kernel holds the poll request */
 	bool dead;
 	bool works;
+	unsigned int single;	/* events in a row that ended the poll request */
 	void (*fn)(struct fd_watch *w);
 };
 
@@ -180,8 +182,18 @@ static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
 	}
 	if (w->fn)
 		w->fn(w);
-	/* A closed pipe would be ready for ever: one event is enough. */
-	if (!w->armed && !(res & (POLLHUP | POLLERR)))
+	if (w->armed) {
+		w->single = 0;
+		return;
+	}
+	/*
+	 * The kernel may end a multishot request when its queue is full. What is
+	 * always ready, such as a file or a closed pipe, ends it each time: to wait
+	 * for that is no waiting.
+	 */
+	if (++w->single > SINGLE_MAX || (res & (POLLHUP | POLLERR)))
+		w->works = false;
+	else
 		watch_arm(w);
 }
 

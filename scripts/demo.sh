@@ -132,11 +132,15 @@ rpc vhost_get_controllers
 ok
 
 title "The guest: list, verify with fio, make a file system, compare checksums"
+fio='set -o pipefail; fio --name=verify --filename=/dev/vda --rw=randrw --bsrange=4k-256k'
+fio+=' --size=128m --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1'
+fio+=' | grep -E "verify:|READ:|WRITE:|err="'
 python3 ./test/guest/guest.py --disk "$dir/vhost.0,num-queues=2" --size $guest_mib --smp 2 \
 	'lsblk -o NAME,SIZE,LOG-SEC,RO /dev/vda; cat /sys/block/vda/serial; echo' \
-	'set -o pipefail; fio --name=verify --filename=/dev/vda --rw=randrw --bsrange=4k-256k --size=128m --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 | grep -E "verify:|READ:|WRITE:|err="' \
+	"$fio" \
 	'mkfs.ext4 -q -F /dev/vda && mount /dev/vda /mnt && df -h /mnt' \
-	'dd if=/dev/urandom of=/mnt/data bs=1M count=64 conv=fsync && sha256sum /mnt/data >/tmp/sum && cat /tmp/sum' \
+	'dd if=/dev/urandom of=/mnt/data bs=1M count=64 conv=fsync' \
+	'sha256sum /mnt/data >/tmp/sum && cat /tmp/sum' \
 	'umount /mnt && e2fsck -fn /dev/vda' \
 	'mount /dev/vda /mnt && sha256sum -c /tmp/sum' \
 	'rm /mnt/data && sync && fstrim -v /mnt && umount /mnt' &

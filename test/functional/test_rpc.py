@@ -701,7 +701,8 @@ class Hostile(RpcCase):
                     '{"id":NaN,"method":"x"}', '{"id":Infinity,"method":"x"}',
                     b'{"id":1,"method":"\xff"}', b'{"id":1,"method":"\xc0\x80"}',
                     b'{"id":1,"method":"\xed\xa0\x80"}', b'{"id":1,"method":"a\nb"}',
-                    b'{"id":1,"method":"a\0b"}', b'\0', b'\x16\x03\x01\x02\x00\x01\x00', b'\xff' * 9,
+                    b'{"id":1,"method":"a\0b"}', b'\0',
+                    b'\x16\x03\x01\x02\x00\x01\x00', b'\xff' * 9,
                     '{"id":+1,"method":"x"}', '{"id":.5,"method":"x"}', '{"id":1.,"method":"x"}',
                     '{"id":TRUE,"method":"x"}', '{"id":"\\x","method":"x"}',
                     '{"id":"\\u12","method":"x"}', '{"a\\u0000b":1,"method":"x"}'):

@@ -7,7 +7,7 @@
 
 or from a shell, which prints what it does (--help):
 
-    guest.py --disk /tmp/x/vhost.0,num-queues=4 'lsblk' 'dd if=/dev/vda of=/dev/null bs=1M'
+    guest.py --disk /tmp/x/vhost.0,num-queues=4 lsblk 'mkfs.ext4 -q /dev/vda'
 
 The kernel and initramfs come from mkguest.sh. The serial port is the console, kept in a file for when
 something goes wrong; a virtio-serial port carries commands and answers (see init; a second

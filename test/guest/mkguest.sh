@@ -183,7 +183,8 @@ build_initramfs() {
 	echo "$stamp" >"$out/initramfs.stamp"
 }
 
-if [ ! -s "$out/initramfs.cpio" ] || [ "$(cat "$out/initramfs.stamp" 2>/dev/null)" != "$stamp" ]; then
+if [ ! -s "$out/initramfs.cpio" ] ||
+	[ "$(cat "$out/initramfs.stamp" 2>/dev/null)" != "$stamp" ]; then
 	say "building the initramfs"
 	build_initramfs
 fi

@@ -42,7 +42,8 @@ SANITIZER_MARKS = ('ERROR: AddressSanitizer', 'ERROR: LeakSanitizer', 'runtime e
 SANITIZER_OPTIONS = {
     'ASAN_OPTIONS': 'detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1',
     'UBSAN_OPTIONS': 'print_stacktrace=1',
-    'TSAN_OPTIONS': 'second_deadlock_stack=1:history_size=4',
+    'TSAN_OPTIONS': 'second_deadlock_stack=1:history_size=4:suppressions='
+                    + str(REPO / 'test' / 'lib' / 'tsan.supp'),
 }
 LOG_TAIL_LINES = 60
 PR_SET_PDEATHSIG = 1
