@@ -34,6 +34,7 @@ struct file_bdev {
 	struct bdev_result *res;	/* whom creation answers */
 	int status;
 	char reason[BDEV_REASON_MAX];
+	long lock_holder;	/* of a refused lock: process id, 0: nobody is seen to hold it */
 	unsigned int rescans;		/* under way; destruction waits for them */
 	bool dying;
 };

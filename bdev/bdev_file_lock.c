@@ -26,6 +26,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define LOCK_TRIES 20
+#define LOCK_PAUSE_US 50000
 #define USED_BASE 100
 #define UNSHARED_BASE 200
 #define PERM_READ 0x1u
@@ -132,7 +134,7 @@ static void process_name(long pid, char name[32])
 	snprintf(path, sizeof(path), "/proc/%ld/comm", pid);
 	f = fopen(path, "re");
 	if (!f || !fgets(name, 32, f))
-		strcpy(name, "?");
+		snprintf(name, 32, "?");
 	else
 		name[strcspn(name, "\n")] = '\0';
 	if (f)
@@ -145,6 +147,7 @@ static int refuse(struct file_bdev *fb, int byte, const struct flock *fl)
 	bool unshared = byte >= UNSHARED_BASE;
 	char who[80], name[32];
 
+	fb->lock_holder = pid;
 	if (pid == getpid()) {
 		snprintf(who, sizeof(who), "another bdev of this target");
 	} else if (pid > 0) {
@@ -196,7 +199,7 @@ static int take_bytes(struct file_bdev *fb, int base, unsigned int perms)
 	return 0;
 }
 
-int file_lock(struct file_bdev *fb)
+static int lock_once(struct file_bdev *fb)
 {
 	unsigned int used = PERM_READ | (fb->opts.readonly ? 0 : PERM_WRITE);
 	unsigned int unshared = PERM_WRITE | PERM_RESIZE;
@@ -218,6 +221,22 @@ int file_lock(struct file_bdev *fb)
 		rc = test_bytes(fb, USED_BASE, unshared);
 	if (rc < 0)
 		file_unlock(fb->fd);
+	return rc;
+}
+
+/*
+ * A process that was killed keeps its locks until the kernel has torn down its
+ * io_uring, some time after it is gone. So a lock that nobody is seen to hold gets
+ * a second to go away: a crashed target can be started again at once.
+ */
+int file_lock(struct file_bdev *fb)
+{
+	int rc = lock_once(fb);
+
+	for (int i = 0; i < LOCK_TRIES && rc == -EBUSY && fb->lock_holder <= 0; i++) {
+		usleep(LOCK_PAUSE_US);
+		rc = lock_once(fb);
+	}
 	return rc;
 }
 

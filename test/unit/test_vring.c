@@ -26,7 +26,7 @@ static void test_init_refused(void **state)
 		g.params.field = (value);                               \
 		assert_int_equal(vring_init(&vr, &g.params), rc);       \
 	} while (0)
-	REFUSED(desc_uva, UVA(A) + 8, -EINVAL);
+	REFUSED(desc_uva, UVA(A) + 4, -EINVAL);
 	REFUSED(avail_uva, UVA(A) + 0x4001, -EINVAL);
 	REFUSED(used_uva, UVA(A) + 0x5002, -EINVAL);
 	REFUSED(desc_uva, 0, -EFAULT);
