@@ -13,7 +13,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 export BUILD=${BUILD:-build}
 PYTHON=${PYTHON:-/usr/bin/python3}
-export TSAN_OPTIONS=${TSAN_OPTIONS:-suppressions=$PWD/test/tsan.supp}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-suppressions=$PWD/test/lib/tsan.supp}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 passed=0 failed=0 skipped=0
 
