@@ -273,7 +273,7 @@ static void set_alignment(struct file_bdev *fb)
 static int open_all(struct file_bdev *fb)
 {
 	struct bdev *bdev = &fb->bdev;
-	uint64_t size;
+	uint64_t size = 0;
 	struct stat st;
 	int rc;
 

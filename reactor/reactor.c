@@ -244,7 +244,7 @@ void reactor_timer_stop(struct timer *t)
 	t->node.next = t->node.prev = NULL;
 }
 
-REACTOR_ONLY static unsigned int run_timers(struct reactor *r)
+unsigned int reactor_run_timers(struct reactor *r)
 {
 	unsigned int n = 0;
 
@@ -271,7 +271,7 @@ REACTOR_ONLY static unsigned int reactor_pass(struct reactor *r)
 	work += run_pollers(r);
 	work += uring_reap(r);
 	if (!list_empty(&r->timers))
-		work += run_timers(r);
+		work += reactor_run_timers(r);
 	if (r->defer_first[DEFER_COMPLETE])
 		work += run_deferred(r, DEFER_COMPLETE);
 	if (r->defer_first[DEFER_PUBLISH])

@@ -43,6 +43,9 @@ struct reactor {
 	_Atomic bool stop;
 };
 
+/* Those that are due at r->now; how many. */
+unsigned int reactor_run_timers(struct reactor *r) REACTOR_ONLY;
+
 /* On the reactor's own thread. */
 int uring_init(struct reactor *r);
 void uring_fini(struct reactor *r);

@@ -15,6 +15,7 @@
 
 #include "reactor/log.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@
 #define CQ_ENTRIES 4096
 #define FILES_MAX 4096
 #define SINGLE_MAX 8
+#define GRACE_US 100000
 #define DRAIN_TRIES 200	/* milliseconds, at exit */
 
 struct fd_watch {
@@ -41,8 +43,10 @@ struct fd_signal {
 	int fd;
 	bool busy;	/* the kernel holds the write */
 	bool again;	/* signalled meanwhile */
-	bool dead;
+	bool dead;	/* freed by its owner; frees itself when all is written */
+	bool own_fd;	/* fd is a duplicate of ours */
 	struct defer retry;	/* the ring was full */
+	struct timer grace;	/* dead: how long a write may hang */
 };
 
 static const uint64_t one = 1;
@@ -275,6 +279,10 @@ REACTOR_ONLY static void signal_write(struct fd_signal *s)
 
 static void signal_release(struct fd_signal *s)
 {
+	reactor_assert();
+	reactor_timer_stop(&s->grace);
+	if (s->own_fd)
+		close(s->fd);
 	reactor_current()->ring_held--;
 	free(s);
 }
@@ -284,25 +292,36 @@ static void signal_done(struct uring_op *op, int res, uint32_t cqe_flags)
 	struct fd_signal *s = container_of(op, struct fd_signal, op);
 
 	reactor_assert();
-	/* EAGAIN: the counter is full, so the other side has its wake-up. */
-	(void)res;
 	(void)cqe_flags;
 	s->busy = false;
-	if (s->dead)
-		signal_release(s);
-	else if (s->again)
+	/* EAGAIN: the counter is full, so the other side has its wake-up. */
+	if (s->again && res != -ECANCELED)
 		signal_write(s);
+	else if (s->dead)
+		signal_release(s);
 }
 
 static void signal_retry(struct defer *d)
 {
-	struct fd_signal *s = container_of(d, struct fd_signal, retry);
+	reactor_assert();
+	signal_write(container_of(d, struct fd_signal, retry));
+}
+
+/* The other side does not read: end the write that hangs. */
+static void signal_grace_over(struct timer *t)
+{
+	struct fd_signal *s = container_of(t, struct fd_signal, grace);
+	struct io_uring_sqe *sqe;
 
 	reactor_assert();
-	if (s->dead)
-		signal_release(s);
-	else
-		signal_write(s);
+	sqe = reactor_sqe(NULL);
+	if (sqe) {
+		s->again = false;
+		io_uring_prep_cancel(sqe, &s->op, 0);
+		io_uring_sqe_set_data(sqe, NULL);
+	} else {
+		reactor_timer_start(t, GRACE_US);
+	}
 }
 
 struct fd_signal *reactor_signal_create(int fd)
@@ -313,6 +332,7 @@ struct fd_signal *reactor_signal_create(int fd)
 		return NULL;
 	s->op.done = signal_done;
 	s->retry.fn = signal_retry;
+	s->grace.fn = signal_grace_over;
 	s->fd = fd;
 	return s;
 }
@@ -327,25 +347,23 @@ void reactor_signal_send(struct fd_signal *s)
 
 void reactor_signal_free(struct fd_signal *s)
 {
-	struct io_uring_sqe *sqe;
-
 	if (!s)
 		return;
 	if (!s->busy && !s->retry.queued) {
 		free(s);
 		return;
 	}
+	/*
+	 * What was sent must arrive, though the caller closes the fd now: let the
+	 * kernel look up the fd of what is queued, and keep one for what is not.
+	 */
+	io_uring_submit(&reactor_current()->ring);
+	s->fd = fcntl(s->fd, F_DUPFD_CLOEXEC, 0);
+	s->own_fd = s->fd >= 0;
+	s->again &= s->own_fd;
 	s->dead = true;
 	reactor_current()->ring_held++;
-	if (s->retry.queued)
-		return;
-	/* Let the write reach the kernel first; then end it if it hangs there. */
-	io_uring_submit(&reactor_current()->ring);
-	sqe = reactor_sqe(NULL);
-	if (sqe) {
-		io_uring_prep_cancel(sqe, &s->op, 0);
-		io_uring_sqe_set_data(sqe, NULL);
-	}
+	reactor_timer_start(&s->grace, GRACE_US);
 }
 
 /* ------- start and stop ------- */
@@ -404,7 +422,7 @@ int uring_init(struct reactor *r)
 }
 
 /* Let what was stopped with the kernel still holding it come back. */
-static void uring_drain(struct reactor *r)
+REACTOR_ONLY static void uring_drain(struct reactor *r)
 {
 	struct __kernel_timespec ms = { .tv_nsec = 1000000 };
 	struct io_uring_cqe *cqe;
@@ -412,11 +430,14 @@ static void uring_drain(struct reactor *r)
 	for (int i = 0; i < DRAIN_TRIES && r->ring_held; i++) {
 		io_uring_submit_and_wait_timeout(&r->ring, &cqe, 1, &ms, NULL);
 		uring_reap(r);
+		r->now = tsc_now();
+		reactor_run_timers(r);
 	}
 }
 
 void uring_fini(struct reactor *r)
 {
+	reactor_assert();
 	uring_drain(r);
 	free(r->wake_watch);
 	r->wake_watch = NULL;

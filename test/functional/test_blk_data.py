@@ -91,10 +91,11 @@ class Mix(VhostCase):
         area = fe.alloc(step * 48 * len(fe.q), 4096)
         for _ in range(self.rounds):
             model.taken = []
-            buffers = [area + step * i for i in range(48 * len(fe.q))]
-            model.rng.shuffle(buffers)
             expected = []
             for q in fe.q:
+                # A queue keeps to its own buffers: only the disk is shared between reactors.
+                buffers = [area + step * (48 * q.index + i) for i in range(48)]
+                model.rng.shuffle(buffers)
                 waiting = {}
                 while len(waiting) < 24 and q.num_free >= 24 and len(buffers) > 1:
                     got = self.one(fe, q, model, buffers)

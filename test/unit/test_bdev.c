@@ -737,10 +737,10 @@ static void test_iovecs(void **state)
 		for (size_t len = 0; len <= 12 - skip; len++) {
 			memset(buf, '.', sizeof(buf));
 			bdev_iov_to_buf(iov, 4, skip, buf, len);
-			assert_memory_equal(buf, "abcdefghijkl" + skip, len);
+			assert_memory_equal(buf, &"abcdefghijkl"[skip], len);
 			assert_int_equal(buf[len], '.');
 			memset(pieces, '-', sizeof(pieces));
-			bdev_buf_to_iov("abcdefghijkl" + skip, iov, 4, skip, len);
+			bdev_buf_to_iov(&"abcdefghijkl"[skip], iov, 4, skip, len);
 			for (size_t i = 0; i < 12; i++)
 				assert_int_equal(((char *)pieces)[i],
 						 i >= skip && i < skip + len ? 'a' + (int)i : '-');

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Reactors: pollers that come and go under the walk, the stages of deferred
- * work, timers, watches and signals on other people's eventfds, visits, and
- * above all sleeping: no message and no event may be lost between a reactor that
- * dozes off and threads that want something of it. Each test starts reactors
- * with the poll time it needs.
+ * work, timers, visits, and above all sleeping: no message and no event may be
+ * lost between a reactor that dozes off and threads that want something of it.
+ * Each test starts reactors with the poll time it needs. Watches and signals are
+ * test_reactor_fd.c's.
  *
  * What runs on a reactor records; the main thread judges, because a failed
  * assertion jumps and must not jump between threads.
@@ -13,13 +13,11 @@
 
 #include "reactor/reactor.h"
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -574,231 +572,6 @@ static void test_never_sleeps(void **state)
 	assert_false(after.asleep);
 }
 
-/* ------- watches ------- */
-
-struct watching {
-	struct fd_watch *watch;
-	int fd, rc;
-	bool works;
-};
-
-static void watch_start(void *arg)
-{
-	struct watching *w = arg;
-
-	w->rc = reactor_watch_start(w->fd, &w->watch);
-}
-
-static void watch_look(void *arg)
-{
-	struct watching *w = arg;
-
-	w->works = reactor_watch_works(w->watch);
-}
-
-static void watch_stop_close(void *arg)
-{
-	struct watching *w = arg;
-
-	reactor_watch_stop(w->watch);
-	close(w->fd);
-}
-
-static void test_watch_kinds(void **state)
-{
-	int ends[2];
-	struct watching ev = { .fd = eventfd(0, EFD_CLOEXEC) };
-	struct watching ready = { .fd = eventfd(1, EFD_CLOEXEC) };
-	struct watching file = { .fd = memfd_create("no event", MFD_CLOEXEC) };
-	struct watching hup;
-	struct reactor_times times;
-
-	(void)state;
-	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
-	close(ends[1]);
-	hup = (struct watching){ .fd = ends[0] };
-	harness_on_reactor(0, watch_start, &ev);
-	harness_on_reactor(0, watch_start, &ready);
-	harness_on_reactor(0, watch_start, &file);
-	harness_on_reactor(0, watch_start, &hup);
-	assert_int_equal(ev.rc | ready.rc | file.rc | hup.rc, 0);
-	harness_sleep(20);
-	harness_on_reactor(0, watch_look, &ev);
-	harness_on_reactor(0, watch_look, &file);
-	assert_true(ev.works);
-	/* A file has no events: whoever relies on it must poll. */
-	assert_false(file.works);
-	/* A ready eventfd that nobody reads, and a dead pipe, keep nobody awake. */
-	harness_wait_until(all_asleep, NULL);
-	reactor_get_times(reactor_by_index(0), &times);
-	assert_true(times.asleep);
-	harness_on_reactor(0, watch_stop_close, &ev);
-	harness_on_reactor(0, watch_stop_close, &ready);
-	harness_on_reactor(0, watch_stop_close, &file);
-	harness_on_reactor(0, watch_stop_close, &hup);
-}
-
-static void *kick_loop(void *arg)
-{
-	_Atomic int *fd = arg;
-	uint64_t one = 1;
-	int now;
-
-	while ((now = atomic_load(fd)) >= 0) {
-		if (write(now, &one, sizeof(one)) < 0)
-			break;
-	}
-	return NULL;
-}
-
-/* Start and stop under fire; the fd is closed and its number reused at once. */
-static void test_watch_churn(void **state)
-{
-	int keep = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	_Atomic int target = keep;
-	pthread_t thread;
-
-	(void)state;
-	assert_int_equal(pthread_create(&thread, NULL, kick_loop, &target), 0);
-	for (int i = 0; i < 200; i++) {
-		struct watching w = { .fd = dup(keep) };
-
-		harness_on_reactor(0, watch_start, &w);
-		assert_int_equal(w.rc, 0);
-		if (i % 3 == 0)
-			harness_on_reactor(0, nothing, NULL);
-		harness_on_reactor(0, watch_look, &w);
-		assert_true(w.works);
-		harness_on_reactor(0, watch_stop_close, &w);
-	}
-	atomic_store(&target, -1);
-	pthread_join(thread, NULL);
-	close(keep);
-}
-
-/* ------- signals ------- */
-
-struct signalling {
-	struct fd_signal *s;
-	int fd;
-	unsigned int times;
-};
-
-static void signal_create(void *arg)
-{
-	struct signalling *s = arg;
-
-	s->s = reactor_signal_create(s->fd);
-}
-
-static void signal_send_many(void *arg)
-{
-	struct signalling *s = arg;
-
-	for (unsigned int i = 0; i < s->times; i++)
-		reactor_signal_send(s->s);
-}
-
-static void signal_free_close(void *arg)
-{
-	struct signalling *s = arg;
-
-	reactor_signal_free(s->s);
-	close(s->fd);
-}
-
-static uint64_t eventfd_count(int fd)
-{
-	uint64_t count = 0;
-
-	return read(fd, &count, sizeof(count)) == sizeof(count) ? count : 0;
-}
-
-struct counted {
-	int fd;
-	uint64_t sum, want;
-};
-
-static bool counted_enough(void *arg)
-{
-	struct counted *c = arg;
-
-	c->sum += eventfd_count(c->fd);
-	return c->sum >= c->want;
-}
-
-static void test_signals(void **state)
-{
-	struct signalling s = { .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
-	int mine = dup(s.fd);
-	struct counted c = { .fd = mine, .want = 1 };
-
-	(void)state;
-	harness_on_reactor(0, signal_create, &s);
-	assert_non_null(s.s);
-	s.times = 1;
-	harness_on_reactor(0, signal_send_many, &s);
-	harness_wait_until(counted_enough, &c);
-	/* A thousand in one pass are merged: one now, one for those meanwhile. */
-	s.times = 1000;
-	harness_on_reactor(0, signal_send_many, &s);
-	c = (struct counted){ .fd = mine, .want = 2 };
-	harness_wait_until(counted_enough, &c);
-	harness_sleep(10);
-	assert_int_equal(c.sum + eventfd_count(mine), 2);
-	/* Sent, freed and closed in one go: it still arrives. */
-	s.times = 1;
-	harness_on_reactor(0, signal_send_many, &s);
-	harness_on_reactor(0, signal_free_close, &s);
-	c = (struct counted){ .fd = mine, .want = 1 };
-	harness_wait_until(counted_enough, &c);
-	close(mine);
-}
-
-static void test_signal_that_blocks(void **state)
-{
-	struct signalling s = { .fd = eventfd(0, EFD_CLOEXEC), .times = 3 };
-	int mine = dup(s.fd);
-	uint64_t full = UINT64_MAX - 1;
-
-	(void)state;
-	/* The stranger has filled the counter: writing to it blocks. */
-	assert_int_equal(write(mine, &full, sizeof(full)), sizeof(full));
-	harness_on_reactor(0, signal_create, &s);
-	harness_on_reactor(0, signal_send_many, &s);
-	/* The reactor does not care. */
-	for (int i = 0; i < 10; i++)
-		harness_on_reactor(0, nothing, NULL);
-	assert_true(eventfd_count(mine) == full);
-	harness_sleep(10);
-	/* The write that waited went through, and the merged one after it. */
-	assert_in_range(eventfd_count(mine), 1, 2);
-	assert_int_equal(write(mine, &full, sizeof(full)), sizeof(full));
-	harness_on_reactor(0, signal_send_many, &s);
-	harness_on_reactor(0, signal_free_close, &s);
-	harness_on_reactor(0, nothing, NULL);
-	harness_sleep(10);
-	close(mine);
-}
-
-static void free_null(void *arg)
-{
-	struct watching *w = arg;
-
-	reactor_signal_free(NULL);
-	reactor_watch_stop(NULL);
-	w->works = reactor_watch_works(NULL);
-}
-
-static void test_null(void **state)
-{
-	struct watching w = { .fd = -1 };
-
-	(void)state;
-	harness_on_reactor(0, free_null, &w);
-	assert_true(w.works);
-}
-
 /* ------- visits, identity, starting ------- */
 
 struct visitor {
@@ -926,12 +699,6 @@ int main(void)
 		IN_MODE(test_sleeps, start_interrupt),
 		IN_MODE(test_sleeps, start_short_poll),
 		IN_MODE(test_never_sleeps, start_poll_always),
-		IN_MODE(test_watch_kinds, start_interrupt),
-		IN_MODE(test_watch_churn, start_interrupt),
-		IN_MODE(test_signals, start_interrupt),
-		IN_MODE(test_signals, start_poll_always),
-		IN_MODE(test_signal_that_blocks, start_interrupt),
-		IN_MODE(test_null, start_interrupt),
 		IN_MODE(test_visit, start_interrupt),
 		IN_MODE(test_identity, start_short_poll),
 	};
