@@ -190,6 +190,7 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 	const struct vring_desc_split *table = vr->desc;
 	unsigned int size = vr->num, left = vr->num, next = head;
 	enum vring_fault fault;
+	bool inside = false;	/* an indirect table */
 
 	c->out = c->in = 0;
 	c->out_bytes = c->in_bytes = 0;
@@ -202,8 +203,10 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 			return VRING_LOOP;
 		d = desc_load(&table[next]);
 		if (d.flags & DESC_INDIRECT) {
-			if (unlikely(table != vr->desc))
+			/* Not by the table's address: a guest may point one at the ring itself. */
+			if (unlikely(inside))
 				return VRING_INDIRECT;
+			inside = true;
 			fault = enter_table(vr, &d, &table, &size);
 			if (unlikely(fault))
 				return fault;
