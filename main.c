@@ -28,7 +28,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define DRAIN_MS 5000
+#define DRAIN_MS 2000
 #define WORKERS_MS 1000
 
 struct options {
@@ -334,6 +334,7 @@ int main(int argc, char **argv)
 		.lock_cores = true,
 	};
 	int rc = parse_options(&o, argc, argv);
+	unsigned int left;
 
 	if (rc >= 0)
 		return rc;
@@ -347,13 +348,19 @@ int main(int argc, char **argv)
 	else
 		app.exit_code = 1;
 	/* With requests left behind, the threads may be anywhere: just go. */
-	if (app.exit_code && rc == 0)
+	if (app.exit_code && rc == 0) {
+		if (o.pidfile)
+			unlink(o.pidfile);
 		_exit(app.exit_code);
+	}
 	if (reactor_count() > 0)
 		reactors_stop();
-	workers_stop(WORKERS_MS);
+	left = workers_stop(WORKERS_MS);
 	control_fini();
 	if (o.pidfile)
 		unlink(o.pidfile);
+	/* A thread that hangs in a library must not meet that library's destructors. */
+	if (left)
+		_exit(app.exit_code);
 	return app.exit_code;
 }
