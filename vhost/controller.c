@@ -69,6 +69,8 @@ struct reactor *controller_pick_reactor(struct vhost_controller *c, const struct
 
 /* ------- the end of a controller ------- */
 
+static void vhost_gone(void (*done)(void)) CONTROL_ONLY;
+
 CONTROL_ONLY static void controller_free(struct vhost_controller *c)
 {
 	if (c->desc.bdev)
@@ -80,7 +82,7 @@ CONTROL_ONLY static void controller_free(struct vhost_controller *c)
 		void (*done)(void) = fini_done;
 
 		fini_done = NULL;
-		done();
+		vhost_gone(done);
 	}
 }
 
@@ -521,10 +523,19 @@ int vhost_init(const char *dir)
 	return guest_mem_init(memory_lost);
 }
 
+/* The last controller is gone, or there was none. */
+static void vhost_gone(void (*done)(void))
+{
+	guest_mem_fini();
+	free(socket_dir);
+	socket_dir = NULL;
+	done();
+}
+
 void vhost_fini(void (*done)(void))
 {
 	if (controller_count == 0) {
-		done();
+		vhost_gone(done);
 		return;
 	}
 	fini_done = done;

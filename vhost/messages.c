@@ -156,7 +156,7 @@ CONTROL_ONLY static void stop_rings(struct vhost_session *s)
 			continue;
 		s->vqs[i]->kicked = false;
 		s->vqs[i]->enabled = false;
-		s->vqs[i]->failed = false;
+		s->vqs[i]->failed = s->vqs[i]->broken = false;
 	}
 }
 
@@ -377,6 +377,7 @@ CONTROL_ONLY static void vring_base_settled(struct vhost_session *s)
 {
 	struct vhost_msg *msg = &s->conn.msg;
 
+	s->vqs[s->settle_index]->broken = false;
 	msg->state.index = s->settle_index;
 	msg->state.num = s->vqs[s->settle_index]->base;
 	reply(s, sizeof(msg->state));
@@ -421,7 +422,7 @@ CONTROL_ONLY static void set_vring_kick(struct vhost_session *s, struct vhost_ms
 		return;
 	replace_fd(vvq, &vvq->kick_fd, fd);
 	vvq->kicked = true;
-	vvq->failed = false;
+	vvq->failed = vvq->broken = false;
 	vvq->generation++;
 }
 

@@ -45,6 +45,7 @@ static bool vvq_should_run(const struct vhost_vq *vvq)
 	const struct vhost_session *s = vvq->session;
 
 	return !s->closing && s->mem && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
+	       !vvq->broken &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
 
@@ -219,6 +220,7 @@ void session_vq_stopped(struct vhost_vq *vvq)
 	struct vhost_controller *c = s->controller;
 
 	vvq->base = vvq->vq->vring.last_avail;
+	vvq->broken |= vvq->vq->broken;
 	controller_reactor_load(vvq->vq->reactor, -1);
 	vq_free(vvq->vq);
 	vvq->vq = NULL;

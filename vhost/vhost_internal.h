@@ -165,6 +165,7 @@ struct vhost_vq {
 	bool stopping;			/* told to stop, not yet stopped */
 	bool updating;			/* vq_update() under way */
 	bool dirty;			/* wants an update */
+	bool broken;			/* by its driver, until that resets it */
 	bool failed;			/* could not be made; logged; until something changes */
 };
 
