@@ -629,13 +629,17 @@ bool bdev_get_channel_stats(const struct bdev *bdev, unsigned int reactor, struc
 	return true;
 }
 
-static void stats_reset(struct bdev_stats *st, bool maxmin_only)
+static void stats_reset(struct bdev_stats *st, enum bdev_reset what)
 {
-	if (!maxmin_only) {
+	if (what == BDEV_RESET_ALL) {
 		stats_init(st);
 		return;
 	}
 	for (int i = 0; i < BDEV_IO_TYPES; i++) {
+		if (what == BDEV_RESET_ERRORS) {
+			counter_set(&st->errors[i], 0);
+			continue;
+		}
 		counter_set(&st->latency[i].max, 0);
 		counter_set(&st->latency[i].min, UINT64_MAX);
 	}
@@ -648,7 +652,7 @@ static void stats_reset(struct bdev_stats *st, bool maxmin_only)
 struct reset {
 	struct reactor_visit visit;
 	struct bdev_result *res;
-	bool maxmin_only;
+	enum bdev_reset what;
 	unsigned int count;
 	struct bdev_channel *channels[];
 };
@@ -659,7 +663,7 @@ static void reset_on_reactor(struct reactor_visit *v)
 
 	for (unsigned int i = 0; i < reset->count; i++) {
 		if (reset->channels[i]->reactor == reactor_current())
-			stats_reset(&reset->channels[i]->stats, reset->maxmin_only);
+			stats_reset(&reset->channels[i]->stats, reset->what);
 	}
 }
 
@@ -674,12 +678,13 @@ static void reset_done(struct reactor_visit *v)
 	free(reset);
 }
 
-CONTROL_ONLY static void reset_collect(struct reset *reset, struct bdev *bdev, bool maxmin_only)
+CONTROL_ONLY static void reset_collect(struct reset *reset, struct bdev *bdev, enum bdev_reset what)
 {
-	stats_reset(&bdev->closed_stats, maxmin_only);
-	/* Its extremes go with it; a reset of them alone is not worth more. */
+	stats_reset(&bdev->closed_stats, what);
+	/* A partial reset misses what is just being closed: not worth more. */
 	for (struct list *n = bdev->closing.next; n != &bdev->closing; n = n->next)
-		list_entry(n, struct bdev_channel, closing)->forget |= !maxmin_only;
+		list_entry(n, struct bdev_channel, closing)->forget |=
+			what == BDEV_RESET_ALL;
 	for (unsigned int i = 0; i < reactor_count(); i++) {
 		struct bdev_channel *ch = bdev->channels[i];
 
@@ -690,7 +695,7 @@ CONTROL_ONLY static void reset_collect(struct reset *reset, struct bdev *bdev, b
 	}
 }
 
-void bdev_reset_stats(struct bdev *only, bool maxmin_only, struct bdev_result *res)
+void bdev_reset_stats(struct bdev *only, enum bdev_reset what, struct bdev_result *res)
 {
 	unsigned int count = 0;
 	struct reset *reset;
@@ -704,12 +709,12 @@ void bdev_reset_stats(struct bdev *only, bool maxmin_only, struct bdev_result *r
 		return;
 	}
 	reset->res = res;
-	reset->maxmin_only = maxmin_only;
+	reset->what = what;
 	reset->visit.fn = reset_on_reactor;
 	reset->visit.done = reset_done;
 	list_for_each(bdev, &bdevs, node) {
 		if (!only || bdev == only)
-			reset_collect(reset, bdev, maxmin_only);
+			reset_collect(reset, bdev, what);
 	}
 	reactor_visit_all(&reset->visit);
 }

@@ -203,8 +203,13 @@ void bdev_get_stats(const struct bdev *bdev, struct bdev_stats *out) CONTROL_ONL
 /* One channel's, by reactor index; false when there is none. */
 bool bdev_get_channel_stats(const struct bdev *bdev, unsigned int reactor,
 			    struct bdev_stats *out) CONTROL_ONLY;
-/* maxmin_only: keep the counts, forget the extremes. NULL: every bdev. */
-void bdev_reset_stats(struct bdev *bdev, bool maxmin_only, struct bdev_result *res) CONTROL_ONLY;
+enum bdev_reset {
+	BDEV_RESET_ALL,
+	BDEV_RESET_MAXMIN,	/* the extremes of latency only */
+	BDEV_RESET_ERRORS,	/* the counts of errors only */
+};
+/* bdev NULL: every bdev. */
+void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what, struct bdev_result *res) CONTROL_ONLY;
 
 /* ------- backends ------- */
 

@@ -68,7 +68,11 @@ int log_set_flag(const char *name, bool on)
 	unsigned int bits = 0;
 
 	for (unsigned int i = 0; i < LOG_F_COUNT; i++) {
-		if (!strcasecmp(name, flag_names[i]) || !strcasecmp(name, "all"))
+		size_t len = strlen(flag_names[i]);
+
+		/* SPDK has finer ones: vhost_blk and vhost_ring are both ours of vhost. */
+		if (!strcasecmp(name, "all") ||
+		    (!strncasecmp(name, flag_names[i], len) && (!name[len] || name[len] == '_')))
 			bits |= 1u << i;
 	}
 	if (!bits)

@@ -34,7 +34,8 @@ const char *log_level_name(enum log_level level);
 
 /*
  * Flags switch on DEBUG lines of one component ("vhost", "bdev", "rpc",
- * "reactor", or "all"). -ENOENT for an unknown flag.
+ * "reactor", or "all"; "vhost_blk" and the like count as "vhost"). -ENOENT for
+ * an unknown flag.
  */
 enum log_flag { LOG_F_REACTOR, LOG_F_BDEV, LOG_F_VHOST, LOG_F_RPC, LOG_F_COUNT };
 int log_set_flag(const char *name, bool on);

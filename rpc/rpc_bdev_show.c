@@ -197,19 +197,9 @@ static struct bdev_result *result(struct rpc_call *call, void (*fn)(struct bdev_
 	return &call->res;
 }
 
-enum reset_mode { RESET_ALL, RESET_MAXMIN, RESET_ERROR, RESET_NONE };
+/* In the order of enum bdev_reset. */
 static const char *const reset_words[] = { "all", "maxmin", "error", "none", NULL };
-
-/* The block layer keeps error counts together with all others. */
-static bool reset_mode_refused(struct rpc_call *call, unsigned int mode) CONTROL_ONLY
-{
-	if (mode != RESET_ERROR)
-		return false;
-	rpc_reply_errno(call, -EOPNOTSUPP,
-			"errors cannot be reset alone: mode \"all\" resets them with the rest",
-			false);
-	return true;
-}
+#define RESET_NONE 3
 
 static uint64_t or_zero(const counter64 *min)
 {
@@ -357,7 +347,7 @@ static void iostat_reset_next(struct bdev_result *res)
 
 		call->step++;
 		if (b) {
-			bdev_reset_stats(b, args->reset_mode.index == RESET_MAXMIN, res);
+			bdev_reset_stats(b, (enum bdev_reset)args->reset_mode.index, res);
 			return;
 		}
 	}
@@ -382,8 +372,6 @@ static void get_iostat(struct rpc_call *call) CONTROL_ONLY
 			return;
 		}
 	}
-	if (reset_mode_refused(call, args->reset_mode.index))
-		return;
 	if (args->per_channel && count != 1) {
 		rpc_reply_errno(call, -EINVAL, "\"per_channel\" needs the name of one bdev", false);
 		return;
@@ -392,7 +380,7 @@ static void get_iostat(struct rpc_call *call) CONTROL_ONLY
 	if (args->reset_mode.index == RESET_NONE)
 		rpc_reply(call);
 	else if (count == 0)
-		bdev_reset_stats(NULL, args->reset_mode.index == RESET_MAXMIN,
+		bdev_reset_stats(NULL, (enum bdev_reset)args->reset_mode.index,
 				 result(call, reset_all_done));
 	else
 		iostat_reset_next(result(call, iostat_reset_next));
@@ -422,8 +410,8 @@ static void reset_iostat(struct rpc_call *call) CONTROL_ONLY
 		reply_no_bdev(call, args->name);
 	else if (args->mode.index == RESET_NONE)
 		rpc_reply_true(call);
-	else if (!reset_mode_refused(call, args->mode.index))
-		bdev_reset_stats(b, args->mode.index == RESET_MAXMIN, result(call, reset_done));
+	else
+		bdev_reset_stats(b, (enum bdev_reset)args->mode.index, result(call, reset_done));
 }
 
 /* ------- the table ------- */

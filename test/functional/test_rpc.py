@@ -1085,7 +1085,8 @@ IGNORING = {
     'iobuf_set_options', 'sock_impl_set_options', 'sock_set_default_impl', 'accel_set_options',
     'accel_assign_opc', 'fsdev_set_opts', 'bdev_set_options', 'bdev_raid_set_options',
     'bdev_iscsi_set_options', 'bdev_nvme_set_options', 'bdev_nvme_set_hotplug', 'bdev_examine',
-    'bdev_wait_for_examine'}
+    'bdev_wait_for_examine', 'log_enable_timestamps', 'scheduler_set_options',
+    'keyring_linux_set_options', 'bdev_virtio_blk_set_hotplug'}
 GOOD = {S: 'x', B: True, U8: 1, U32: 1, U64: 1, I32: 1, L: ['x']}
 NOT_INTEGERS = [None, True, 'x', '1', [], {}, [1], 1.5, 1e30]
 WRONG = {
