@@ -450,6 +450,7 @@ class Errors(VhostCase):
         if os.system(f'mkfs.ext4 -q {image} && mount -o loop {image} {mount}') != 0:
             self.skipTest('cannot make a small file system')
         self.addCleanup(os.system, f'umount {mount}')
+        self.addCleanup(t.kill)
         with open(mount + '/disk', 'wb') as f:
             f.truncate(64 * MIB)
         t.rpc('bdev_uring_create', name='u0', filename=mount + '/disk', block_size=512)

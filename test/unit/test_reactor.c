@@ -268,7 +268,7 @@ static void timers_start(void *arg)
 	memset(&timers, 0, sizeof(timers));
 	for (int i = 0; i < 5; i++)
 		timers.t[i].fn = timer_fired;
-	timers.started = tsc_now();
+	timers.started = reactor_now();	/* what delays count from */
 	reactor_timer_start(&timers.t[3], 30000);
 	reactor_timer_start(&timers.t[0], 10000);
 	reactor_timer_start(&timers.t[2], 15000);

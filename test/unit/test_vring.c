@@ -428,6 +428,10 @@ static const struct fault_case fault_cases[] = {
 	  VRING_INDIRECT, false },
 	{ "nested later", { { TABLE, 32, INDIRECT, 0 } },
 	  { { DATA, 1, NEXT, 1 }, { TABLE, 16, INDIRECT, 0 } }, VRING_INDIRECT, false },
+	/* The guest may put it anywhere, so also onto the ring: once round and no end. */
+	{ "table is the ring", { { A, 16, INDIRECT, 0 } }, {}, VRING_INDIRECT, false },
+	{ "table in the ring", { { A + 16, 16, INDIRECT, 0 }, { A, 16, INDIRECT, 0 } }, {},
+	  VRING_INDIRECT, false },
 	{ "table nowhere", { { 0x40000, 16, INDIRECT, 0 } }, {}, VRING_ADDRESS, false },
 	{ "table runs out", { { C + 0x1000 - 16, 32, INDIRECT, 0 } }, {}, VRING_ADDRESS, false },
 	{ "table wraps", { { UINT64_MAX - 15, 32, INDIRECT, 0 } }, {}, VRING_ADDRESS, false },
