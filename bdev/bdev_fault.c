@@ -53,6 +53,7 @@ struct fault_channel {
 	struct list held, delayed;	/* struct fault_io.node */
 	struct fault_io *free_list;
 	unsigned int reads, writes;	/* up to P99_EVERY */
+	bool cancelled;			/* the bdev is going: hold nothing back any more */
 };
 
 /* One request of ours, on its way through the base or held back. Its reactor's. */
@@ -157,7 +158,7 @@ static void fault_child_done(struct bdev_io *child, int status)
 	reactor_assert();
 	if (fi->corrupt_xor && parent->type == BDEV_READ && status == 0)
 		corrupt(fi, parent->iov, parent->iovcnt);
-	if (us == 0) {
+	if (us == 0 || fc->cancelled) {
 		fault_finish(fi, status, false);
 		return;
 	}
@@ -252,6 +253,10 @@ static void fault_submit(struct bdev_io *io)
 		fault_finish(fi, -ENOMEM, true);
 		return;
 	case BDEV_FAULT_PENDING:
+		if (fc->cancelled) {
+			fault_finish(fi, -ECANCELED, true);
+			return;
+		}
 		list_add_tail(&fc->held, &fi->node);
 		return;
 	case BDEV_FAULT_CORRUPT:
@@ -335,6 +340,8 @@ static void fault_cancel(struct bdev_channel *ch)
 	struct fault_channel *fc = bdev_channel_ctx(ch);
 
 	reactor_assert();
+	/* Its users may submit more before they hear of it: nobody would end that. */
+	fc->cancelled = true;
 	fault_end_all(&fc->held, ANY_TYPE, -ECANCELED);
 	fault_end_all(&fc->delayed, ANY_TYPE, -ECANCELED);
 	bdev_channel_cancel(fc->base);

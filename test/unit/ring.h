@@ -107,8 +107,8 @@ static inline void ring(uint32_t num, uint16_t base, bool event_idx)
 	assert_int_equal(vring_init(&g.vr, &g.params), 0);
 }
 
-static inline void put_desc(void *table, unsigned int i, uint64_t addr, uint32_t len, uint16_t flags,
-		     uint16_t next)
+static inline void put_desc(void *table, unsigned int i, uint64_t addr, uint32_t len,
+			    uint16_t flags, uint16_t next)
 {
 	struct vring_desc_split d = { addr, len, flags, next };
 
