@@ -219,11 +219,14 @@ static void test_held_until_cancelled(void **state)
 
 	(void)state;
 	start(&user);
-	inject(NAME, BDEV_READ, BDEV_FAULT_PENDING, 1);
+	inject(NAME, BDEV_READ, BDEV_FAULT_PENDING, 2);
 	begin(&user, BDEV_READ, &io, &iov);
 	harness_sleep(5);
 	assert_false(io.done);
 	harness_cancel(&user);
+	assert_int_equal(harness_io_wait(&io), -ECANCELED);
+	/* A user that has not heard of it yet: its requests are not held either. */
+	begin(&user, BDEV_READ, &io, &iov);
 	assert_int_equal(harness_io_wait(&io), -ECANCELED);
 	assert_int_equal(harness_rw(&user, BDEV_READ, 0, buf, 512), 0);
 	finish(&user);
