@@ -209,7 +209,8 @@ enum bdev_reset {
 	BDEV_RESET_ERRORS,	/* the counts of errors only */
 };
 /* bdev NULL: every bdev. */
-void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what, struct bdev_result *res) CONTROL_ONLY;
+void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what,
+		      struct bdev_result *res) CONTROL_ONLY;
 
 /* ------- backends ------- */
 

@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #define LINE_MAX_LEN 1024
-#define LIMIT_BURST 10
+#define LIMIT_BURST 20
 
 static const char *const level_names[] = { "ERROR", "WARNING", "NOTICE", "INFO", "DEBUG" };
 static const char *const flag_names[LOG_F_COUNT] = { "reactor", "bdev", "vhost", "rpc" };

@@ -14,7 +14,7 @@ enum log_level { LOG_ERROR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG };
 
 /*
  * What a guest or a client can trigger goes through one of these: at most
- * `burst` lines per second, then one line that counts what was left out.
+ * 20 lines a second, then one line that counts what was left out.
  */
 struct log_limit {
 	_Atomic uint64_t window;

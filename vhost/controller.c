@@ -33,7 +33,6 @@ static struct list controllers = LIST_INIT(controllers);	/* by name */
 static unsigned int controller_count;				/* with those going */
 static unsigned int reactor_vqs[CPUMASK_MAX];			/* running, by index */
 static void (*fini_done)(void);
-static struct log_limit accept_limit;
 
 /* ------- reactors ------- */
 
@@ -194,7 +193,7 @@ static void accept_event(struct control_fd *cf, uint32_t events)
 		session_create(c, fd);
 		if (c->session_count < SESSIONS_MAX)
 			return;
-		log_limited(LOG_WARNING, &accept_limit, "%s: %u front ends are connected, more must wait",
+		log_limited(LOG_WARNING, &c->limit, "%s: %u front ends are connected, more must wait",
 			    c->name, c->session_count);
 		control_fd_mod(cf, 0);
 		return;
@@ -202,7 +201,7 @@ static void accept_event(struct control_fd *cf, uint32_t events)
 	if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)
 		return;
 	/* Out of fds, say: leave them in the backlog for a while. */
-	log_limited(LOG_ERROR, &accept_limit, "%s: cannot accept a front end: %m", c->name);
+	log_limited(LOG_ERROR, &c->limit, "%s: cannot accept a front end: %m", c->name);
 	control_fd_mod(cf, 0);
 	control_timer_start(&c->accept_timer, ACCEPT_RETRY_MS);
 }
@@ -498,7 +497,7 @@ static void memory_lost(void)
 		list_for_each_safe(s, tmp, &c->sessions, node) {
 			if (s->closing || !guest_mem_lost(s->mem))
 				continue;
-			log_limited(LOG_ERROR, &accept_limit,
+			log_limited(LOG_ERROR, &c->limit,
 				    "%s: the front end took away memory it had shared; "
 				    "closing the connection", s->name);
 			session_close(s);

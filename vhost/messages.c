@@ -26,8 +26,6 @@
 	BIT(VU_F_CONFIG) | BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |           \
 	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS))
 
-static struct log_limit front_end_limit;
-
 /* ------- answering ------- */
 
 CONTROL_ONLY static void reply(struct vhost_session *s, uint32_t size)
@@ -53,7 +51,7 @@ CONTROL_ONLY static void acknowledge(struct vhost_session *s)
 /* The front end asked for something impossible: refuse it, or end the session. */
 CONTROL_ONLY static void refuse(struct vhost_session *s, const char *why)
 {
-	log_limited(LOG_ERROR, &front_end_limit, "%s: %s: %s", s->name,
+	log_limited(LOG_ERROR, &s->controller->limit, "%s: %s: %s", s->name,
 		    vhost_msg_row(s->conn.msg.header.request)->name, why);
 	s->settle_nack = true;
 	acknowledge(s);
@@ -217,7 +215,7 @@ CONTROL_ONLY static void set_config(struct vhost_session *s, struct vhost_msg *m
 	if (msg->header.size != offsetof(struct vu_config, data) + cfg->size ||
 	    !blk_config_write(cfg->offset, cfg->size, cfg->data, &s->writeback)) {
 		s->settle_nack = true;
-		log_limited(LOG_WARNING, &front_end_limit,
+		log_limited(LOG_WARNING, &s->controller->limit,
 			    "%s: SET_CONFIG of %u bytes at %u refused: only writeback can be set",
 			    s->name, cfg->size, cfg->offset);
 		return;

@@ -20,8 +20,6 @@
 /* More than any message carries, so that a surplus is seen and closed. */
 #define RECV_FDS_MAX 32
 
-static struct log_limit violation_limit;
-
 int msg_take_fd(struct vhost_msg *msg, unsigned int i)
 {
 	int fd;
@@ -134,7 +132,7 @@ CONTROL_ONLY static void violation(struct vhost_conn *conn, const char *what)
 	struct vhost_msg *msg = &conn->msg;
 	const struct vhost_msg_row *row = vhost_msg_row(msg->header.request);
 
-	log_limited(LOG_ERROR, &violation_limit,
+	log_limited(LOG_ERROR, &conn->session->controller->limit,
 		    "%s: message %s (%u, %u bytes, %u fds) %s; closing the connection",
 		    conn->session->name, row ? row->name : "?", msg->header.request,
 		    msg->header.size, msg->fd_count, what);
@@ -263,8 +261,8 @@ int conn_reply(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size)
 		return 0;
 	if (n < 0 && errno != EAGAIN)
 		return -errno;
-	log_limited(LOG_ERROR, &violation_limit, "%s: the front end does not read its answers",
-		    conn->session->name);
+	log_limited(LOG_ERROR, &conn->session->controller->limit,
+		    "%s: the front end does not read its answers", conn->session->name);
 	return -EAGAIN;
 }
 

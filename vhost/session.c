@@ -24,7 +24,6 @@
 
 #define BIT(n) (1ull << (n))
 
-static struct log_limit front_end_limit;
 static uint32_t next_vid;
 
 /* ------- virtqueues: what is wanted ------- */
@@ -118,7 +117,7 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 		uint64_t one = 1;
 
 		vvq->failed = true;
-		log_limited(LOG_ERROR, &front_end_limit, "%s: virtqueue %u cannot run: %s", s->name,
+		log_limited(LOG_ERROR, &s->controller->limit, "%s: virtqueue %u cannot run: %s", s->name,
 			    vvq->index, rc == -EFAULT ? "its rings lie outside the memory" :
 			    rc == -EINVAL ? "its rings are misaligned" : strerror(-rc));
 		if (vvq->err_fd >= 0 && write(vvq->err_fd, &one, sizeof(one)) < 0)
@@ -253,7 +252,7 @@ void session_config_changed(struct vhost_session *s)
 		return;
 	rc = backend_send(s->backend_fd, VU_BACKEND_CONFIG_CHANGE);
 	if (rc < 0)
-		log_limited(LOG_WARNING, &front_end_limit,
+		log_limited(LOG_WARNING, &s->controller->limit,
 			    "%s: cannot announce the changed configuration: %s", s->name,
 			    strerror(-rc));
 }

@@ -16,6 +16,7 @@
 
 #include "bdev/bdev.h"
 #include "reactor/control.h"
+#include "reactor/log.h"
 #include "reactor/reactor.h"
 #include "vhost/guest_mem.h"
 #include "vhost/protocol.h"
@@ -86,6 +87,7 @@ struct vq {
 	counter64 requests;
 	/* Fixed while it runs. */
 	CACHE_ALIGNED struct vhost_vq *owner;
+	struct log_limit *limit;	/* the controller's, which outlives this */
 	struct reactor *reactor;
 	struct guest_mem *mem;		/* reference held by control */
 	int kick_fd;
@@ -214,6 +216,8 @@ struct vhost_controller {
 	bool deleting;
 	uint32_t delay_base_us, iops_threshold;
 	uint32_t next_session_id;
+	/* Of lines that its front ends can provoke; one noisy guest hides no other's. */
+	struct log_limit limit;
 	struct list sessions;
 	unsigned int session_count;
 };

@@ -32,8 +32,6 @@ struct long_iov {
 	struct iovec iov[LONG_IOVS];
 };
 
-static struct log_limit broken_limit;
-
 /* ------- calling the guest ------- */
 
 REACTOR_ONLY static void call_now(struct vq *vq)
@@ -143,7 +141,7 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 		return;
 	vq->broken = true;
 	reactor_poller_del(&vq->poller);
-	log_limited(LOG_ERROR, &broken_limit, "%s: %s (descriptor %u, avail %u, used %u); "
+	log_limited(LOG_ERROR, vq->limit, "%s: %s (descriptor %u, avail %u, used %u); "
 		    "the queue is broken until the driver resets it", vq->name,
 		    vring_fault_text(fault), head, vq->vring.last_avail, vq->vring.used_idx);
 	if (vq->err_fd < 0)
@@ -359,6 +357,7 @@ int vq_create(const struct vq_params *p, struct vq **out)
 		return -ENOMEM;
 	memset(vq, 0, sizeof(*vq));
 	vq->owner = p->owner;
+	vq->limit = &p->owner->session->controller->limit;
 	vq->reactor = p->reactor;
 	vq->mem = guest_mem_get(p->mem);
 	vq->writethrough = p->update.writethrough;
