@@ -334,7 +334,6 @@ int main(int argc, char **argv)
 		.lock_cores = true,
 	};
 	int rc = parse_options(&o, argc, argv);
-	unsigned int left;
 
 	if (rc >= 0)
 		return rc;
@@ -355,12 +354,12 @@ int main(int argc, char **argv)
 	}
 	if (reactor_count() > 0)
 		reactors_stop();
-	left = workers_stop(WORKERS_MS);
+	workers_stop(WORKERS_MS);
 	control_fini();
 	if (o.pidfile)
 		unlink(o.pidfile);
 	/* A thread that hangs in a library must not meet that library's destructors. */
-	if (left)
+	if (workers_left())
 		_exit(app.exit_code);
 	return app.exit_code;
 }

@@ -116,6 +116,12 @@ void worker_submit(struct job *job)
 {
 	job->next = NULL;
 	pthread_mutex_lock(&pool.lock);
+	if (pool.stop) {
+		/* At exit, when nobody would wait for it: left behind. */
+		pool.unfinished++;
+		pthread_mutex_unlock(&pool.lock);
+		return;
+	}
 	*pool.last = job;
 	pool.last = &job->next;
 	pool.unfinished++;
@@ -130,10 +136,19 @@ void worker_submit(struct job *job)
 	pthread_mutex_unlock(&pool.lock);
 }
 
+unsigned int workers_left(void)
+{
+	unsigned int left;
+
+	pthread_mutex_lock(&pool.lock);
+	left = pool.unfinished;
+	pthread_mutex_unlock(&pool.lock);
+	return left;
+}
+
 unsigned int workers_stop(unsigned int ms)
 {
 	struct timespec until;
-	unsigned int left;
 
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += ms / 1000;
@@ -149,7 +164,6 @@ unsigned int workers_stop(unsigned int ms)
 		if (pthread_cond_timedwait(&pool.less, &pool.lock, &until) == ETIMEDOUT)
 			break;
 	}
-	left = pool.unfinished;
 	pthread_mutex_unlock(&pool.lock);
-	return left;
+	return workers_left();
 }
