@@ -30,6 +30,7 @@
 
 #define DRAIN_MS 2000
 #define WORKERS_MS 1000
+#define DRAIN_ROUNDS 4
 
 struct options {
 	const char *socket_dir;
@@ -334,6 +335,7 @@ int main(int argc, char **argv)
 		.lock_cores = true,
 	};
 	int rc = parse_options(&o, argc, argv);
+	unsigned int rounds = 0;
 
 	if (rc >= 0)
 		return rc;
@@ -354,7 +356,10 @@ int main(int argc, char **argv)
 	}
 	if (reactor_count() > 0)
 		reactors_stop();
-	workers_stop(WORKERS_MS);
+	/* Ending one thing may give a worker the next: a connection after its image. */
+	do {
+		workers_stop(WORKERS_MS);
+	} while (control_drain() && rounds++ < DRAIN_ROUNDS);
 	control_fini();
 	if (o.pidfile)
 		unlink(o.pidfile);

@@ -92,10 +92,18 @@ int control_init(void)
 
 static void run_inbox(void);
 
+bool control_drain(void)
+{
+	if (inbox_empty(&ctl.inbox))
+		return false;
+	run_inbox();
+	return true;
+}
+
 void control_fini(void)
 {
 	/* What workers sent last: mostly memory that wants to be freed. */
-	run_inbox();
+	control_drain();
 	if (ctl.wake_fd >= 0)
 		close(ctl.wake_fd);
 	if (ctl.epfd >= 0)

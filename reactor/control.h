@@ -16,6 +16,8 @@ int control_init(void);
 /* Run until control_stop(). */
 void control_run(void);
 void control_stop(void) CONTROL_ONLY;
+/* At exit: handle the messages that have come meanwhile; false when there were none. */
+bool control_drain(void);
 void control_fini(void);
 
 bool control_is_current(void);

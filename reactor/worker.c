@@ -116,12 +116,6 @@ void worker_submit(struct job *job)
 {
 	job->next = NULL;
 	pthread_mutex_lock(&pool.lock);
-	if (pool.stop) {
-		/* At exit, when nobody would wait for it: left behind. */
-		pool.unfinished++;
-		pthread_mutex_unlock(&pool.lock);
-		return;
-	}
 	*pool.last = job;
 	pool.last = &job->next;
 	pool.unfinished++;

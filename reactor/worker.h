@@ -27,11 +27,11 @@ struct job {
 int workers_start(void);
 void worker_submit(struct job *job);
 /*
- * Wait up to ms milliseconds for running jobs, then leave what hangs behind. A job
- * that is submitted later is not run. The number of jobs left behind so far.
+ * Wait up to ms milliseconds for running jobs, then leave what hangs behind:
+ * the number of those. A job submitted later is still run; wait again then.
  */
 unsigned int workers_stop(unsigned int ms);
-/* The same number later. */
+/* Jobs that have not ended. */
 unsigned int workers_left(void);
 
 #endif
