@@ -33,7 +33,9 @@ import unittest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get('BUILD') or REPO / 'build').resolve()
-SANITIZER = BUILD.name if BUILD.name in ('address', 'undefined', 'thread') else None
+# SAN=address,undefined builds into build/address-undefined.
+SANITIZER = (BUILD.name if set(BUILD.name.split('-')) <= {'address', 'undefined', 'thread'}
+             else None)
 # Instrumented code on a busy machine is several times slower; every time limit is scaled by this.
 SLOW = 4 if SANITIZER else 1
 
