@@ -207,7 +207,7 @@ class Rings(VhostCase):
                     flags, after = ((LINK, 1), (LINK | WRITE, 2), (WRITE, 0))[slot]
                     self.chain(fe.q[0], *self.data_descs({slot: (address, length, flags, after)}))
                     self.check_broken(fe)
-            time.sleep(0.3)     # the log is limited to a few such lines a second
+                time.sleep(0.12)    # the log is limited to ten such lines a second
 
     def test_wrong_direction(self):
         fe = self.victim()      # readable after writable

@@ -429,7 +429,8 @@ class Errors(VhostCase):
         t = self.target()
         name = self.error(t, self.malloc(t))
         fe = self.connect(self.ctrlr(t, 'c0', name))
-        for io_type, call, args in (('read', fe.read, (0, 512)), ('write', fe.write, (0, b'x' * 512)),
+        for io_type, call, args in (('read', fe.read, (0, 512)),
+                                    ('write', fe.write, (0, b'x' * 512)),
                                     ('unmap', fe.discard, ([(0, 8)],)),
                                     ('write_zeroes', fe.write_zeroes, ([(0, 8)],))):
             for error in ('failure', 'nomem'):

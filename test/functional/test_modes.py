@@ -7,7 +7,7 @@ import random
 import threading
 import time
 
-from vhostcase import (F, MIB, SLOW, WAIT, VhostCase, cpu_seconds, spindle, wait_called)
+from vhostcase import F, SLOW, VhostCase, cpu_seconds, spindle, wait_called
 
 MODES = (('--interrupt-mode',), ('--poll-us', '1'), ('--poll-us', '50'), ('--poll-us', '1000'))
 BOUND = 5.0 * SLOW      # for one request
@@ -251,7 +251,7 @@ class WakeUp(VhostCase):
             self.assertEqual(t.run_to_exit(), 1)
             self.assertIn('bad argument', t.log())
         t = self.target('0x1', '--poll-us', '0')
-        self.check_io(self.connect(self.disk(t, mib=MIB // MIB)))
+        self.check_io(self.connect(self.disk(t, mib=1)))
 
 
 if __name__ == '__main__':

@@ -148,7 +148,8 @@ class Messages(VhostCase):
         for payload, fds in (
                 (table(), []), (table(), fd), (table(region(0, MIB), count=0), fd),
                 (table(region(0, MIB), count=2), fd), (table(region(0, MIB), count=2), fd * 2),
-                (table(region(0, MIB), count=1000), fd), (table(region(0, MIB), count=1000), fd * 8),
+                (table(region(0, MIB), count=1000), fd),
+                (table(region(0, MIB), count=1000), fd * 8),
                 (table(region(0, MIB), count=0xffffffff), fd),
                 (table(region(0, MIB), region(MIB - 1, MIB)), fd * 2),      # overlaps
                 (table(region(0, MIB), region(0, MIB)), fd * 2),
@@ -312,7 +313,8 @@ class Messages(VhostCase):
                     payload = b''.join(rng.choice((bytes(4), b'\1\0\0\0', b'\x80\0\0\0',
                                                    rng.randbytes(4)))
                                        for _ in range(75))[:size]
-                    fe.send_raw(request, payload, flags=F.VERSION | rng.choice((0, 0, F.NEED_REPLY)),
+                    fe.send_raw(request, payload,
+                                flags=F.VERSION | rng.choice((0, 0, F.NEED_REPLY)),
                                 fds=[rng.choice((self.null, self.memfd))]
                                 * rng.choice((0, 0, 1, 1, 2)))
             except OSError:
