@@ -29,7 +29,7 @@
 
 static struct list bdevs = LIST_INIT(bdevs);
 static unsigned int bdev_count;		/* with those being destroyed */
-static void (*delete_all_done)(void);
+static void (*delete_all_done)(void);	/* set while all are being deleted */
 
 /* ------- requests ------- */
 
@@ -51,6 +51,7 @@ void bdev_submit(struct bdev_io *io)
 	struct bdev_channel *ch = io->ch;
 
 	io->submit_tsc = reactor_now();
+	io->resumed = 0;
 	counter_add(&ch->inflight, 1);
 	if (unlikely(!(ch->allowed & (1u << io->type)) ||
 		     !range_ok(io->offset, io->length, bdev_size(ch->bdev)) ||
@@ -257,6 +258,10 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 {
 	int rc = bdev_check_name(name, reason);
 
+	if (delete_all_done) {
+		snprintf(reason, BDEV_REASON_MAX, "the target is shutting down");
+		return -ESHUTDOWN;
+	}
 	if (rc == 0)
 		rc = check_geometry(bdev, reason);
 	if (rc < 0)

@@ -56,7 +56,7 @@ struct bdev_io {
 	uint32_t iovcnt;
 	uint8_t type;		/* enum bdev_io_type */
 	uint8_t flags;
-	uint16_t reserved;
+	uint16_t resumed;	/* the backend's: this submit is not the first */
 	void (*done)(struct bdev_io *io, int status);
 	/* The block layer's. */
 	uint64_t submit_tsc;

@@ -519,8 +519,9 @@ static void clear_done(struct reactor_visit *v)
 
 	control_assert();
 	free(clear);
-	fb->clears--;
 	bdev_result_done(res, 0, fb->bdev.removing ? NULL : &fb->bdev, NULL);
+	/* Last: who was answered may have deleted the bdev on the spot. */
+	fb->clears--;
 	if (fb->dying)
 		fault_destroy(&fb->bdev);
 }

@@ -202,7 +202,6 @@ static void rescan_done(struct job *job)
 	struct file_bdev *fb = rs->fb;
 
 	control_assert();
-	fb->rescans--;
 	if (fb->bdev.removing)
 		bdev_result_done(rs->res, -ENODEV, NULL, "the bdev was deleted meanwhile");
 	else if (rs->status < 0)
@@ -211,6 +210,8 @@ static void rescan_done(struct job *job)
 	else
 		rescan_apply(fb, rs->size, rs->res);
 	free(rs);
+	/* Last: who was answered may have deleted the bdev on the spot. */
+	fb->rescans--;
 	if (fb->dying)
 		file_destroy(&fb->bdev);
 }

@@ -19,6 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define PIECE (1u << 20)
+
 /* Owned by the control thread; reactors read and write what `area` maps. */
 struct malloc_bdev {
 	struct bdev bdev;
@@ -46,25 +48,52 @@ static void malloc_free(struct malloc_bdev *mb)
 
 /* ------- requests ------- */
 
-static void malloc_submit(struct bdev_io *io)
+/* One piece of a request: `len` bytes from `at` bytes into it. */
+static void malloc_piece(const struct bdev_io *io, uint64_t at, uint64_t len)
 {
-	char *data = (char *)malloc_of(io->ch->bdev)->area.addr + io->offset;
+	char *data = (char *)malloc_of(io->ch->bdev)->area.addr + io->offset + at;
 
-	reactor_assert();
 	switch (io->type) {
 	case BDEV_READ:
-		bdev_buf_to_iov(data, io->iov, io->iovcnt, 0, io->length);
+		bdev_buf_to_iov(data, io->iov, io->iovcnt, at, len);
 		break;
 	case BDEV_WRITE:
-		bdev_iov_to_buf(io->iov, io->iovcnt, 0, data, io->length);
+		bdev_iov_to_buf(io->iov, io->iovcnt, at, data, len);
 		break;
 	case BDEV_DISCARD:
 	case BDEV_WRITE_ZEROES:
-		memset(data, 0, io->length);
+		memset(data, 0, len);
 		break;
 	default:
 		break;
 	}
+}
+
+/* A piece a pass: a trim of a whole disk must not hold up the core's other disks. */
+COLD REACTOR_ONLY static void malloc_submit_long(struct bdev_io *io)
+{
+	uint64_t *done = &io->scratch[0], len;
+
+	if (!io->resumed)
+		*done = 0;
+	io->resumed = 1;
+	len = MIN(io->length - *done, (uint64_t)PIECE);
+	malloc_piece(io, *done, len);
+	*done += len;
+	if (*done < io->length)
+		bdev_io_wait(io);
+	else
+		bdev_io_done_later(io, 0);
+}
+
+static void malloc_submit(struct bdev_io *io)
+{
+	reactor_assert();
+	if (unlikely(io->length > PIECE)) {
+		malloc_submit_long(io);
+		return;
+	}
+	malloc_piece(io, 0, io->length);
 	bdev_io_done_later(io, 0);
 }
 

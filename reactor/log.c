@@ -10,6 +10,7 @@
  */
 #include "reactor/log.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -94,6 +95,33 @@ bool log_flag_on(enum log_flag flag)
 	return atomic_load_explicit(&flags, memory_order_relaxed) & (1u << flag);
 }
 
+/*
+ * A reader of our stderr that has stopped reading must not stop us: lines are
+ * dropped then, and counted.
+ */
+static void put_line(const char *line, size_t len)
+{
+	static _Atomic unsigned int dropped;
+	struct pollfd out = { .fd = STDERR_FILENO, .events = POLLOUT };
+	char note[64];
+	unsigned int n;
+
+	if (poll(&out, 1, 0) == 0) {
+		atomic_fetch_add(&dropped, 1);
+		return;
+	}
+	n = atomic_exchange(&dropped, 0);
+	if (n) {
+		int note_len = snprintf(note, sizeof(note), "(%u lines were lost here)\n", n);
+
+		if (write(STDERR_FILENO, note, (size_t)note_len) < 0)
+			return;
+	}
+	/* Nothing sensible can be done when stderr is gone. */
+	if (write(STDERR_FILENO, line, len) < 0)
+		return;
+}
+
 void log_write(enum log_level level, const char *func, const char *fmt, ...)
 {
 	char line[LINE_MAX_LEN];
@@ -125,9 +153,7 @@ void log_write(enum log_level level, const char *func, const char *fmt, ...)
 			line[i] = '?';
 	}
 	line[len++] = '\n';
-	/* Nothing sensible can be done when stderr is gone. */
-	if (write(STDERR_FILENO, line, len) < 0)
-		return;
+	put_line(line, len);
 }
 
 bool log_limit_ok(struct log_limit *limit, const char *func)

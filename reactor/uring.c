@@ -25,6 +25,7 @@
 #define CQ_ENTRIES 4096
 #define FILES_MAX 4096
 #define SINGLE_MAX 8
+#define IOWQ_WORKERS 256
 #define GRACE_US 100000
 #define DRAIN_TRIES 200	/* milliseconds, at exit */
 
@@ -186,16 +187,21 @@ static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
 	}
 	if (w->fn)
 		w->fn(w);
+	/* Nobody is left at the other end of a pipe: no event will ever come. */
+	if (res & (POLLHUP | POLLERR)) {
+		w->works = false;
+		return;
+	}
 	if (w->armed) {
 		w->single = 0;
 		return;
 	}
 	/*
 	 * The kernel may end a multishot request when its queue is full. What is
-	 * always ready, such as a file or a closed pipe, ends it each time: to wait
-	 * for that is no waiting.
+	 * always ready, such as a file, ends it each time: to wait for that is no
+	 * waiting.
 	 */
-	if (++w->single > SINGLE_MAX || (res & (POLLHUP | POLLERR)))
+	if (++w->single > SINGLE_MAX)
 		w->works = false;
 	else
 		watch_arm(w);
@@ -410,6 +416,8 @@ int uring_init(struct reactor *r)
 			  " (see sysctl kernel.io_uring_disabled and seccomp)" : "");
 		return rc;
 	}
+	/* Calls that hang, on one file system, must leave workers for the other disks. */
+	io_uring_register_iowq_max_workers(&r->ring, (unsigned int[]){ IOWQ_WORKERS, 0 });
 	io_uring_ring_dontfork(&r->ring);
 	if (io_uring_register_files_sparse(&r->ring, FILES_MAX) == 0)
 		r->files_used = calloc(FILES_MAX / 64, sizeof(uint64_t));

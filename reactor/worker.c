@@ -14,8 +14,11 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 static struct {
 	pthread_mutex_t lock;
@@ -128,6 +131,41 @@ void worker_submit(struct job *job)
 		pool.threads++;
 	pthread_cond_signal(&pool.more);
 	pthread_mutex_unlock(&pool.lock);
+}
+
+struct close_job {
+	struct job job;
+	int fd;
+};
+
+static void close_run(struct job *job)
+{
+	int fd = container_of(job, struct close_job, job)->fd;
+	struct linger off = { 0 };
+
+	/* Fails on what is no socket. */
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
+	close(fd);
+}
+
+static void close_done(struct job *job)
+{
+	free(container_of(job, struct close_job, job));
+}
+
+void worker_close(int fd)
+{
+	struct close_job *cj = fd >= 0 ? calloc(1, sizeof(*cj)) : NULL;
+
+	if (!cj) {
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	cj->fd = fd;
+	cj->job.run = close_run;
+	cj->job.done = close_done;
+	worker_submit(&cj->job);
 }
 
 unsigned int workers_left(void)

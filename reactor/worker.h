@@ -22,6 +22,13 @@ struct job {
 	void (*done)(struct job *job);
 };
 
+/*
+ * Close a stranger's fd: what it is decides how long that takes (a socket that
+ * lingers, a file of a file system in user space), so a worker does it. Control
+ * thread; negative is allowed.
+ */
+void worker_close(int fd);
+
 #define WORKERS_MAX 64
 
 int workers_start(void);

@@ -33,7 +33,8 @@ static uint8_t status_of(int err)
 
 REACTOR_ONLY static void blk_finish(struct blk_req *req, uint8_t status)
 {
-	*req->status = status;
+	if (likely(!req->vq->detached))
+		*req->status = status;
 	vq_complete(req->vq, req);
 }
 
@@ -141,15 +142,17 @@ REACTOR_ONLY static void start_rw(struct vq *vq, struct blk_req *req, bool write
 static uint8_t check_range(const struct vq *vq, const struct virtio_blk_discard_write_zeroes *seg,
 			   bool zeroes, struct blk_range *range)
 {
-	uint64_t size = bdev_size(bdev_channel_bdev(vq->ch));
+	const struct bdev *bdev = bdev_channel_bdev(vq->ch);
 	uint32_t known = zeroes ? VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP : 0;
 
 	if (seg->flags & ~known)
 		return VIRTIO_BLK_S_UNSUPP;
 	if (!sectors_to_bytes(seg->sector, &range->offset) ||
-	    !range_ok(range->offset, (uint64_t)seg->num_sectors << 9, size))
+	    !range_ok(range->offset, (uint64_t)seg->num_sectors << 9, bdev_size(bdev)))
 		return VIRTIO_BLK_S_IOERR;
 	range->length = (uint64_t)seg->num_sectors << 9;
+	if ((range->offset | range->length) & (bdev->block_size - 1))
+		return VIRTIO_BLK_S_IOERR;
 	return VIRTIO_BLK_S_OK;
 }
 

@@ -370,6 +370,7 @@ int vhost_controller_create(const struct vhost_controller_opts *opts, char reaso
 			 strerror(-rc));
 		goto fail;
 	}
+	c->writeback = blk_writeback_default(c);
 	rc = listen_at(c, reason);
 	if (rc < 0)
 		goto fail;

@@ -11,8 +11,8 @@
  * one. A slot is written by the control thread: start last when it is filled,
  * first when it is emptied.
  *
- * Unmapping a large guest takes long; it is done by a worker. The region's slot
- * stays filled until then, since nothing else may be mapped there meanwhile.
+ * Unmapping a large guest takes long; it is done by a worker, after the region's
+ * slot was emptied: nobody translates to it any more, so it cannot fault.
  */
 #include "vhost/guest_mem.h"
 

@@ -16,6 +16,7 @@
 
 #include "reactor/log.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -153,7 +154,7 @@ CONTROL_ONLY static void stop_rings(struct vhost_session *s)
 		if (!s->vqs[i])
 			continue;
 		s->vqs[i]->kicked = false;
-		s->vqs[i]->enabled = false;
+		s->vqs[i]->enabled = s->vqs[i]->disabled = false;
 		s->vqs[i]->failed = s->vqs[i]->broken = false;
 	}
 }
@@ -220,6 +221,7 @@ CONTROL_ONLY static void set_config(struct vhost_session *s, struct vhost_msg *m
 			    s->name, cfg->size, cfg->offset);
 		return;
 	}
+	s->controller->writeback = s->writeback;
 	session_update_vqs(s);
 }
 
@@ -393,6 +395,28 @@ CONTROL_ONLY static void get_vring_base(struct vhost_session *s, struct vhost_ms
 	s->after = vring_base_settled;
 }
 
+/*
+ * Reactors wait for and write to these fds: they must be of a kind that the kernel
+ * alone answers for. The link's text tells, without asking any file system.
+ */
+static bool is_event_fd(int fd)
+{
+	static const char *const kinds[] = { "anon_inode:[eventfd]", "pipe:[", "socket:[" };
+	char path[32], kind[32];
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	len = readlink(path, kind, sizeof(kind) - 1);
+	if (len < 0)
+		return false;
+	kind[len] = '\0';
+	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+		if (!strncmp(kind, kinds[i], strlen(kinds[i])))
+			return true;
+	}
+	return false;
+}
+
 /* The fd of a KICK, CALL or ERR message, -1 for none; false: refused. */
 CONTROL_ONLY static bool vring_fd(struct vhost_session *s, struct vhost_msg *msg,
 				  struct vhost_vq **vvq, int *fd)
@@ -402,6 +426,10 @@ CONTROL_ONLY static bool vring_fd(struct vhost_session *s, struct vhost_msg *msg
 	if (msg->fd_count != !none) {
 		refuse(s, none ? "a file descriptor where none was announced" :
 				 "a file descriptor is missing");
+		return false;
+	}
+	if (!none && !is_event_fd(msg->fds[0])) {
+		refuse(s, "the file descriptor is no eventfd, pipe or socket");
 		return false;
 	}
 	*vvq = vvq_get(s, msg->u64 & VU_VRING_INDEX);
@@ -465,6 +493,7 @@ CONTROL_ONLY static void set_vring_enable(struct vhost_session *s, struct vhost_
 	if (!vvq)
 		return;
 	vvq->enabled = msg->state.num != 0;
+	vvq->disabled = !vvq->enabled;
 	s->settle_index = vvq->index;
 	s->after = enable_settled;
 }

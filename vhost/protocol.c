@@ -11,6 +11,7 @@
 #include "vhost/vhost_internal.h"
 
 #include "reactor/log.h"
+#include "reactor/worker.h"
 
 #include <string.h>
 #include <sys/epoll.h>
@@ -34,8 +35,7 @@ int msg_take_fd(struct vhost_msg *msg, unsigned int i)
 void msg_close_fds(struct vhost_msg *msg)
 {
 	for (unsigned int i = 0; i < msg->fd_count; i++) {
-		if (msg->fds[i] >= 0)
-			close(msg->fds[i]);
+		worker_close(msg->fds[i]);
 		msg->fds[i] = -1;
 	}
 	msg->fd_count = 0;
@@ -58,7 +58,7 @@ static bool keep_fds(struct vhost_msg *msg, struct msghdr *mh)
 			if (msg->fd_count < VHOST_FDS_MAX) {
 				msg->fds[msg->fd_count++] = fd;
 			} else {
-				close(fd);
+				worker_close(fd);
 				ok = false;
 			}
 		}

@@ -156,7 +156,6 @@ struct vhost_conn {
 	struct vhost_msg msg;
 	size_t received;
 	bool waiting;	/* a message is being handled: nothing is read */
-	bool hup;
 };
 
 int conn_init(struct vhost_conn *conn, struct vhost_session *s, int fd) CONTROL_ONLY;

@@ -17,6 +17,7 @@
 
 #include "reactor/log.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +45,7 @@ static bool vvq_should_run(const struct vhost_vq *vvq)
 	const struct vhost_session *s = vvq->session;
 
 	return !s->closing && s->mem && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
-	       !vvq->broken &&
+	       !vvq->broken && !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
 
@@ -85,6 +86,50 @@ static struct vq_update vvq_update(const struct vhost_vq *vvq)
 
 /* ------- virtqueues: making it so ------- */
 
+/* The error event of a vq that was not even made: a reactor writes it, as it may block. */
+struct error_event {
+	struct msg msg;
+	int fd;
+};
+
+static void error_event_closed(struct msg *msg)
+{
+	struct error_event *ev = container_of(msg, struct error_event, msg);
+
+	control_assert();
+	worker_close(ev->fd);
+	free(ev);
+}
+
+static void error_event_send(struct msg *msg)
+{
+	struct error_event *ev = container_of(msg, struct error_event, msg);
+	struct fd_signal *s;
+
+	reactor_assert();
+	s = reactor_signal_create(ev->fd);
+	if (s)
+		reactor_signal_send(s);
+	reactor_signal_free(s);
+	ev->msg.fn = error_event_closed;
+	control_post(&ev->msg);
+}
+
+CONTROL_ONLY static void vvq_signal_error(const struct vhost_vq *vvq, struct reactor *r)
+{
+	struct error_event *ev = vvq->err_fd >= 0 ? calloc(1, sizeof(*ev)) : NULL;
+
+	if (!ev)
+		return;
+	ev->fd = fcntl(vvq->err_fd, F_DUPFD_CLOEXEC, 0);
+	if (ev->fd < 0) {
+		free(ev);
+		return;
+	}
+	ev->msg.fn = error_event_send;
+	reactor_post(r, &ev->msg);
+}
+
 CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
@@ -114,14 +159,11 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	int rc = vq_create(&params, &vvq->vq);
 
 	if (rc < 0) {
-		uint64_t one = 1;
-
 		vvq->failed = true;
 		log_limited(LOG_ERROR, &s->controller->limit, "%s: virtqueue %u cannot run: %s", s->name,
 			    vvq->index, rc == -EFAULT ? "its rings lie outside the memory" :
 			    rc == -EINVAL ? "its rings are misaligned" : strerror(-rc));
-		if (vvq->err_fd >= 0 && write(vvq->err_fd, &one, sizeof(one)) < 0)
-			log_debug(LOG_F_VHOST, "%s: no error event: %m", s->name);
+		vvq_signal_error(vvq, params.reactor);
 		return;
 	}
 	vvq->dirty = false;
@@ -145,7 +187,7 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
 	}
 	if (!run || vq_is_stale(vvq)) {
 		vvq->stopping = true;
-		vq_stop(vvq->vq);
+		vq_stop(vvq->vq, vvq->session->closing);
 		return;
 	}
 	if (vvq->dirty) {
@@ -219,7 +261,8 @@ void session_vq_stopped(struct vhost_vq *vvq)
 	struct vhost_controller *c = s->controller;
 
 	vvq->base = vvq->vq->vring.last_avail;
-	vvq->broken |= vvq->vq->broken;
+	/* Unless its driver has set it up anew meanwhile. */
+	vvq->broken |= vvq->vq->broken && vvq->vq->generation == vvq->generation;
 	controller_reactor_load(vvq->vq->reactor, -1);
 	vq_free(vvq->vq);
 	vvq->vq = NULL;
@@ -273,7 +316,7 @@ void session_create(struct vhost_controller *c, int fd)
 	s->id = c->next_session_id++;
 	snprintf(s->name, sizeof(s->name), "%.*ss%u", VHOST_NAME_MAX - 16, c->name, s->id);
 	s->backend_fd = -1;
-	s->writeback = blk_writeback_default(c);
+	s->writeback = c->writeback;
 	s->offered = blk_features(c) | BIT(VHOST_F_PROTOCOL_FEATURES);
 	list_add_tail(&c->sessions, &s->node);
 	c->session_count++;

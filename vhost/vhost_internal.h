@@ -18,6 +18,7 @@
 #include "reactor/control.h"
 #include "reactor/log.h"
 #include "reactor/reactor.h"
+#include "reactor/worker.h"
 #include "vhost/guest_mem.h"
 #include "vhost/protocol.h"
 #include "vhost/vhost.h"
@@ -71,7 +72,8 @@ struct vq {
 	struct blk_req *reqs;		/* num of them */
 	uint32_t inflight_now;
 	bool readonly, writethrough, write_cache;
-	bool broken, stopping, publish_wanted;
+	bool broken, stopping;
+	bool detached;			/* its front end is gone: the rings are not ours any more */
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
 	struct fd_signal *call;
@@ -103,6 +105,7 @@ struct vq {
 	 */
 	struct msg start;
 	struct msg msg;
+	bool detach_wanted;		/* goes with the stop */
 	struct vq_update update;
 };
 
@@ -125,8 +128,11 @@ int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
 /* It has stopped, or never ran. NULL is allowed. */
 void vq_free(struct vq *vq) CONTROL_ONLY;
 void vq_start(struct vq *vq) CONTROL_ONLY;
-/* Ends in session_vq_stopped(), when its requests have ended. */
-void vq_stop(struct vq *vq) CONTROL_ONLY;
+/*
+ * Ends in session_vq_stopped(), when its requests have ended. detach: what ends from
+ * now on is not told to the guest, whose rings another session may be serving.
+ */
+void vq_stop(struct vq *vq, bool detach) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
 
@@ -160,6 +166,7 @@ struct vhost_vq {
 	uint64_t desc_uva, avail_uva, used_uva;
 	uint16_t base;			/* next avail entry, while not running */
 	bool has_addr, kicked, enabled;
+	bool disabled;			/* said so, even where rings start enabled */
 	int kick_fd, call_fd, err_fd;
 	int old_fd;			/* replaced; a running vq may still use it */
 	uint32_t generation;		/* raised to have the vq made anew */
@@ -213,6 +220,11 @@ struct vhost_controller {
 	bool bdev_gone;			/* removed: vqs with a channel must go */
 	struct cpumask cpumask;
 	bool readonly, packed_ring;
+	/*
+	 * What a new session starts with: what the guest chose last. QEMU does not
+	 * say it again when it reconnects.
+	 */
+	bool writeback;
 	bool deleting;
 	uint32_t delay_base_us, iops_threshold;
 	uint32_t next_session_id;
@@ -232,10 +244,10 @@ static inline bool session_has_protocol_feature(const struct vhost_session *s, u
 	return s->protocol_features >> bit & 1;
 }
 
+/* One that the front end gave us. */
 static inline void close_fd(int *fd)
 {
-	if (*fd >= 0)
-		close(*fd);
+	worker_close(*fd);
 	*fd = -1;
 }
 

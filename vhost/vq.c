@@ -125,7 +125,8 @@ void vq_release_iov(struct vq *vq, struct blk_req *req)
 
 void vq_complete(struct vq *vq, struct blk_req *req)
 {
-	vring_push(&vq->vring, req->head, req->used_len);
+	if (likely(!vq->detached))
+		vring_push(&vq->vring, req->head, req->used_len);
 	if (unlikely(req->iov != req->inline_iov))
 		vq_release_iov(vq, req);
 	req->busy = false;
@@ -241,7 +242,7 @@ static void vq_publish(struct defer *d)
 	struct vq *vq = container_of(d, struct vq, publish);
 
 	reactor_assert();
-	if (vring_publish(&vq->vring))
+	if (likely(!vq->detached) && vring_publish(&vq->vring))
 		vq_notify(vq);
 	counter_set(&vq->inflight, vq->inflight_now);
 	if (unlikely(vq->stopping) && vq->inflight_now == 0)
@@ -268,6 +269,7 @@ static void stop_msg(struct msg *msg)
 
 	reactor_assert();
 	vq->stopping = true;
+	vq->detached = vq->detach_wanted;
 	if (!vq->broken)
 		reactor_poller_del(&vq->poller);
 	if (vq->inflight_now == 0 && !vq->publish.queued)
@@ -318,8 +320,9 @@ void vq_start(struct vq *vq)
 	reactor_post(vq->reactor, &vq->start);
 }
 
-void vq_stop(struct vq *vq)
+void vq_stop(struct vq *vq, bool detach)
 {
+	vq->detach_wanted = detach;
 	vq->msg.fn = stop_msg;
 	reactor_post(vq->reactor, &vq->msg);
 }

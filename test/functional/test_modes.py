@@ -81,13 +81,19 @@ class Idle(VhostCase):
         path = self.disk(t)
         other = self.connect(path)
         fe = self.connect(path, style='qemu11')
-        with open('/dev/zero') as zero, open('/dev/null') as null:
-            for fd in (zero.fileno(), null.fileno()):
-                fe.set_vring_fd(F.SET_VRING_KICK, 0, fd)
-                for i in range(20):
-                    self.check_io(other, seed=i)
-                    fe.q[0].submit(F.T_FLUSH, 0)
-                    self.assertEqual(fe.q[0].wait_all(1, BOUND)[0].status, F.S_OK)
+        readable, end = os.pipe()
+        os.write(end, b'x')
+        hung_up, gone = os.pipe()
+        os.close(gone)
+        for fd in (readable, hung_up):
+            fe.set_vring_fd(F.SET_VRING_KICK, 0, fd)
+            for i in range(20):
+                self.check_io(other, seed=i)
+                fe.q[0].submit(F.T_FLUSH, 0)
+                os.write(end, b'x')     # never read: the pipe stays readable
+                self.assertEqual(fe.q[0].wait_all(1, BOUND)[0].status, F.S_OK)
+        for fd in (readable, end, hung_up):
+            os.close(fd)
         fe.destroy()
         self.wait_sessions(t, 1)
         self.assertLess(self.share(t, 0.5), 0.05)

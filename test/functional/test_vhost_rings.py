@@ -418,15 +418,17 @@ class KickAndCall(VhostCase):
         full = os.eventfd(0xfffffffe)      # one below the value where writes block
         self.addCleanup(os.close, full)
         with open('/dev/null') as null:
-            for fd in (null.fileno(), read_end, write_end, full):
+            for fd in (read_end, write_end, full):
                 fe.set_vring_fd(F.SET_VRING_CALL, 0, fd)
                 for i in range(4):
                     self.check_io(fe, q=0, seed=i)
                     self.check_io(fe, q=1, seed=i)
-            for fd in (null.fileno(), read_end):
-                fe.set_vring_fd(F.SET_VRING_KICK, 0, fd)
-                self.check_io(fe, q=0)
-                self.check_io(fe, q=1)
+            fe.set_vring_fd(F.SET_VRING_KICK, 0, read_end)
+            self.check_io(fe, q=0)
+            self.check_io(fe, q=1)
+            # What a file system answers for may take its time: not with us.
+            with self.assertRaises(OSError):
+                fe.set_vring_fd(F.SET_VRING_CALL, 0, null.fileno())
 
     def test_coalescing(self):
         # Fewer calls, and none lost at the end of a burst.
