@@ -415,7 +415,8 @@ class KickAndCall(VhostCase):
             while True:
                 os.write(write_end, bytes(65536))
         os.set_blocking(write_end, True)
-        full = os.eventfd(0xfffffffe)      # one below the value where writes block
+        full = os.eventfd(0)
+        os.eventfd_write(full, 0xfffffffffffffffe)     # where writes block
         self.addCleanup(os.close, full)
         with open('/dev/null') as null:
             for fd in (read_end, write_end, full):
