@@ -41,8 +41,21 @@ endif
 CFLAGS_ALL = $(CSTD) $(OPT) $(HARDEN) $(WARN) -MMD -MP $(CFLAGS)
 LIBS := -luring -ljson-c -lnuma -lpthread -lm
 
+# Ceph RBD; RBD=0 builds without it and its libraries.
+RBD ?= 1
+ifeq ($(RBD),0)
+CSTD += -DSPINDLE_RBD=0
+else
+CSTD += -DSPINDLE_RBD=1
+LIBS += -lrbd -lrados
+endif
+
 CORE_SRC := $(wildcard reactor/*.c hugepages/*.c bdev/*.c vhost/*.c)
 RPC_SRC := $(wildcard rpc/*.c)
+ifeq ($(RBD),0)
+CORE_SRC := $(filter-out bdev/bdev_rbd%,$(CORE_SRC))
+RPC_SRC := $(filter-out rpc/rpc_rbd.c,$(RPC_SRC))
+endif
 OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,main.c $(RPC_SRC) $(CORE_SRC))
 CORE_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(CORE_SRC) $(RPC_SRC))
 
@@ -59,12 +72,13 @@ say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 all: $(BUILD)/bin/vhost
 
 help:
-	@echo 'make [target] [V=1] [DEBUG=1] [SAN=address|undefined|thread] [CC=gcc|clang] [WERROR=1]'
+	@echo 'make [target] [V=1] [DEBUG=1] [SAN=address|undefined|thread] [RBD=0] [CC=gcc|clang] [WERROR=1]'
 	@echo '  all               $(BUILD)/bin/vhost (default)'
 	@echo '  check             all test suites below'
 	@echo '  check-unit        cmocka tests of each part'
 	@echo '  check-functional  the real binary, driven over RPC and by a front end of our own'
 	@echo '  check-guest       a real guest in QEMU'
+	@echo '  check-ceph        RBD on a one-node cluster on loopback'
 	@echo '  check-fuzz        replay of the fuzzing corpora'
 	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
 	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon'
@@ -125,8 +139,8 @@ endif
 FORCE:
 
 check: tests
-	@BUILD=$(BUILD) test/run.sh unit functional guest fuzz
-check-unit check-functional check-guest check-fuzz: check-%: tests
+	@BUILD=$(BUILD) test/run.sh unit functional guest fuzz ceph
+check-unit check-functional check-guest check-fuzz check-ceph: check-%: tests
 	@BUILD=$(BUILD) test/run.sh $*
 
 fuzz:
@@ -158,7 +172,7 @@ clean:
 version:
 	@echo $(VERSION)
 
-.PHONY: all help tests check check-unit check-functional check-guest check-fuzz fuzz fuzz-run \
+.PHONY: all help tests check check-unit check-functional check-guest check-fuzz check-ceph fuzz fuzz-run \
 	bench lint format install clean version FORCE
 .SECONDARY:
 

@@ -40,6 +40,7 @@ struct options {
 	const char *mask;
 	struct huge_config huge;
 	uint64_t poll_us;
+	uint64_t rbd_connections;	/* 0: the default */
 	bool no_rpc;
 	bool wait_for_rpc;
 	bool lock_cores;
@@ -67,6 +68,7 @@ static const char usage[] =
 "      --huge-dir DIR        the hugetlbfs to use\n"
 "      --no-huge             normal pages instead of huge pages\n"
 "      --interrupt-mode      sleep whenever there is nothing to do\n"
+"      --rbd-connections N   connections to a Ceph cluster that disks share (2)\n"
 "      --poll-us N           sleep after N microseconds without work (never)\n"
 "      --disable-cpumask-locks  do not keep other targets off the cores\n"
 "  -L, --logflag FLAG        debug lines of reactor, bdev, vhost, rpc or all\n"
@@ -79,7 +81,7 @@ static const char usage[] =
 
 enum {
 	OPT_NO_RPC = 256, OPT_ALLOWED, OPT_WAIT, OPT_HUGE_DIR, OPT_NO_HUGE, OPT_INTERRUPT,
-	OPT_POLL_US, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE,
+	OPT_POLL_US, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE,
 };
 
 static const struct option long_options[] = {
@@ -94,6 +96,7 @@ static const struct option long_options[] = {
 	{ "no-huge", no_argument, NULL, OPT_NO_HUGE },
 	{ "interrupt-mode", no_argument, NULL, OPT_INTERRUPT },
 	{ "poll-us", required_argument, NULL, OPT_POLL_US },
+	{ "rbd-connections", required_argument, NULL, OPT_RBD_CONNECTIONS },
 	{ "disable-cpumask-locks", no_argument, NULL, OPT_NO_LOCKS },
 	{ "logflag", required_argument, NULL, 'L' },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
@@ -151,6 +154,8 @@ static bool take_option(struct options *o, int opt, const char *arg)
 	case OPT_NO_HUGE: o->huge.no_huge = true; break;
 	case OPT_INTERRUPT: o->poll_us = 0; break;
 	case OPT_NO_LOCKS: o->lock_cores = false; break;
+	case OPT_RBD_CONNECTIONS:
+		return parse_number(arg, 64, &o->rbd_connections) && o->rbd_connections > 0;
 	case OPT_POLL_US:
 		return parse_number(arg, 1000000000, &o->poll_us);
 	case 's':
@@ -199,8 +204,12 @@ static int parse_options(struct options *o, int argc, char **argv)
 static void part_done(void) CONTROL_ONLY;
 static void part_done(void)
 {
-	if (--app.draining == 0)
-		control_stop();
+	if (--app.draining > 0)
+		return;
+#if SPINDLE_RBD
+	bdev_rbd_fini();
+#endif
+	control_stop();
 }
 
 static void drain_timeout(struct control_timer *t)
@@ -303,6 +312,10 @@ CONTROL_ONLY static int start(const struct options *o)
 		log_error("'%s' is not a core mask", o->mask);
 		return -EINVAL;
 	}
+#if SPINDLE_RBD
+	if (o->rbd_connections)
+		bdev_rbd_set_connections((unsigned int)o->rbd_connections);
+#endif
 	rc = huge_init(&o->huge);
 	if (rc < 0) {
 		log_error("cannot set up memory: %s", strerror(-rc));

@@ -298,4 +298,82 @@ void bdev_fault_inject(const char *name, const struct bdev_fault_injection *inj,
 void bdev_fault_set_latency(const char *name, const char *which, uint64_t us,
 			    struct bdev_result *res) CONTROL_ONLY;
 
+/*
+ * RBD: images of a Ceph cluster, by librbd. Present unless built with RBD=0.
+ *
+ * How to reach a cluster. Images whose access is equal share connections. NULL
+ * strings mean Ceph's defaults: user "admin", /etc/ceph/ceph.conf, the keyring
+ * that the configuration names.
+ */
+struct bdev_rbd_option {
+	char *key, *value;
+};
+struct bdev_rbd_access {
+	char *user_id;
+	char *config_file;	/* "" or NULL with options given: none is read if missing */
+	char *key_file;
+	struct bdev_rbd_option *options;	/* any Ceph option */
+	unsigned int option_count;
+};
+enum bdev_rbd_cache {
+	BDEV_RBD_CACHE_DEFAULT,		/* as the configuration says */
+	BDEV_RBD_CACHE_NONE,
+	BDEV_RBD_CACHE_WRITEBACK,
+	BDEV_RBD_CACHE_WRITETHROUGH,
+};
+#define BDEV_RBD_TIMEOUT_MS 30000u
+struct bdev_rbd_opts {
+	char *name;		/* NULL: Ceph0, Ceph1, ... */
+	char *uuid;
+	char *pool, *ns, *image, *snapshot;
+	char *cluster;		/* a registered one; access is then not used */
+	struct bdev_rbd_access access;
+	uint32_t block_size;	/* 0: 512 */
+	bool readonly;
+	bool exclusive;		/* hold the exclusive lock; refuse if another has it */
+	enum bdev_rbd_cache cache;
+	uint32_t timeout_ms;	/* for connecting and opening; 0: BDEV_RBD_TIMEOUT_MS */
+	uint32_t io_timeout_ms;	/* fail requests after so long; 0: they wait */
+};
+extern const struct bdev_ops bdev_rbd_ops;
+/* Connections of one access at the most; before the first image. */
+void bdev_rbd_set_connections(unsigned int count) CONTROL_ONLY;
+void bdev_rbd_create(const struct bdev_rbd_opts *opts, struct bdev_result *res) CONTROL_ONLY;
+/* size in bytes. A shrink is -EINVAL unless allow_shrink. */
+void bdev_rbd_resize(const char *name, uint64_t size, bool allow_shrink,
+		     struct bdev_result *res) CONTROL_ONLY;
+const struct bdev_rbd_opts *bdev_rbd_get_opts(const struct bdev *bdev);
+/*
+ * Parse QEMU's name "rbd:pool[/namespace]/image[@snapshot][:option=value...]"
+ * (':', '@', '=' and '/' escaped by a backslash) into opts: the strings are
+ * allocated, bdev_rbd_opts_free() frees them. Options id, conf and snapshot are
+ * taken apart, others go to access.options. -EINVAL with a reason; -ENOMEM.
+ */
+int bdev_rbd_parse(const char *text, struct bdev_rbd_opts *opts, char reason[BDEV_REASON_MAX]);
+int bdev_rbd_opts_copy(const struct bdev_rbd_opts *from, struct bdev_rbd_opts *to);
+void bdev_rbd_opts_free(struct bdev_rbd_opts *opts);
+
+struct bdev_rbd_health {
+	uint64_t oldest_us;	/* age of the oldest request in flight, 0: none */
+	bool stalled;		/* that has been over 5 s */
+	bool fenced;		/* the cluster refuses this client */
+};
+void bdev_rbd_get_health(const struct bdev *bdev, struct bdev_rbd_health *health) CONTROL_ONLY;
+
+/* Registered clusters, by name. The strings are copied. */
+struct bdev_rbd_cluster_info {
+	const char *name;
+	const struct bdev_rbd_access *access;
+	const char *core_mask;	/* only reported */
+	unsigned int images;
+};
+void bdev_rbd_register_cluster(const char *name, const struct bdev_rbd_access *access,
+			       const char *core_mask, struct bdev_result *res) CONTROL_ONLY;
+/* -ENOENT; -EBUSY while images use it. */
+int bdev_rbd_unregister_cluster(const char *name, char reason[BDEV_REASON_MAX]) CONTROL_ONLY;
+/* At exit, when all bdevs are gone: unregister what is left. */
+void bdev_rbd_fini(void) CONTROL_ONLY;
+/* index 0 on; false: no more. */
+bool bdev_rbd_cluster_info(unsigned int index, struct bdev_rbd_cluster_info *info) CONTROL_ONLY;
+
 #endif
