@@ -98,6 +98,15 @@ static void put_fault(struct json_out *w, const struct bdev *b)
 	json_put_u64(w, "p99_write_latency", o->p99_write_us);
 }
 
+#if SPINDLE_RBD
+static void put_rbd(struct json_out *w, const struct bdev *b)
+{
+	control_assert();
+	call_begin(w, "bdev_rbd_create");
+	rpc_rbd_save(w, b);
+}
+#endif
+
 static void write_bdevs(struct json_out *w) CONTROL_ONLY
 {
 	static const struct {
@@ -107,8 +116,14 @@ static void write_bdevs(struct json_out *w) CONTROL_ONLY
 		{ &bdev_null_ops, put_null },	{ &bdev_malloc_ops, put_malloc },
 		{ &bdev_aio_ops, put_file },	{ &bdev_uring_ops, put_file },
 		{ &bdev_error_ops, put_fault }, { &bdev_delay_ops, put_fault },
+#if SPINDLE_RBD
+		{ &bdev_rbd_ops, put_rbd },
+#endif
 	};
 
+#if SPINDLE_RBD
+	rpc_rbd_save_clusters(w);
+#endif
 	for (struct bdev *b = bdev_next(NULL); b; b = bdev_next(b)) {
 		for (unsigned int i = 0; i < ARRAY_SIZE(kinds); i++) {
 			if (b->ops != kinds[i].ops)

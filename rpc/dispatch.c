@@ -28,6 +28,9 @@
 
 static const struct rpc_method *const method_tables[] = {
 	rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
+#if SPINDLE_RBD
+	rpc_rbd_methods,
+#endif
 };
 
 static struct {
@@ -288,6 +291,18 @@ const char *rpc_strings_at(const struct rpc_strings *s, unsigned int i)
 	return json_object_get_string(json_object_array_get_idx(s->array, i));
 }
 
+bool rpc_string_map_each(const struct rpc_string_map *m,
+			 bool (*fn)(const char *key, const char *value, void *arg), void *arg)
+{
+	if (!m->object)
+		return true;
+	json_object_object_foreach(m->object, key, value) {
+		if (!fn(key, json_object_get_string(value), arg))
+			return false;
+	}
+	return true;
+}
+
 /* A string usable in C: no NUL inside. */
 static bool is_c_string(struct json_object *v)
 {
@@ -364,6 +379,21 @@ static bool get_strings(struct json_object *v, struct rpc_strings *out)
 	return true;
 }
 
+static bool get_string_map(struct json_object *v, struct rpc_string_map *out)
+{
+	if (!v)
+		return true;
+	if (!json_object_is_type(v, json_type_object))
+		return false;
+	json_object_object_foreach(v, key, value) {
+		(void)key;
+		if (!is_c_string(value))
+			return false;
+	}
+	out->object = v;
+	return true;
+}
+
 static bool decode_param(const struct rpc_param *p, struct json_object *v, void *field)
 {
 	uint64_t u;
@@ -397,6 +427,8 @@ static bool decode_param(const struct rpc_param *p, struct json_object *v, void 
 		return get_word(v, p->words, field);
 	case RPC_STRINGS:
 		return get_strings(v, field);
+	case RPC_STRING_MAP:
+		return get_string_map(v, field);
 	}
 	return false;
 }
@@ -411,6 +443,7 @@ static const char *type_text(enum rpc_type type)
 		[RPC_U64] = "an integer from 0 to 18446744073709551615",
 		[RPC_I32] = "an integer from -2147483648 to 2147483647",
 		[RPC_STRINGS] = "an array of strings",
+		[RPC_STRING_MAP] = "an object of strings",
 	};
 
 	return texts[type];

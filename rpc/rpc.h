@@ -53,6 +53,7 @@ enum rpc_type {
 	RPC_I32,
 	RPC_WORD,	/* struct rpc_word: index into `words` */
 	RPC_STRINGS,	/* struct rpc_strings: an array of strings */
+	RPC_STRING_MAP,	/* struct rpc_string_map: an object whose values are strings, or null */
 };
 
 struct rpc_word {
@@ -64,6 +65,13 @@ struct rpc_strings {
 };
 unsigned int rpc_strings_count(const struct rpc_strings *s);
 const char *rpc_strings_at(const struct rpc_strings *s, unsigned int i);
+
+struct rpc_string_map {
+	struct json_object *object;	/* NULL: not given, or null */
+};
+/* Calls fn for each pair until it is false; false then. */
+bool rpc_string_map_each(const struct rpc_string_map *m,
+			 bool (*fn)(const char *key, const char *value, void *arg), void *arg);
 
 struct rpc_param {
 	const char *name;
@@ -77,7 +85,8 @@ struct rpc_param {
 	_Generic(((s *)NULL)->field,                                              \
 		const char *: RPC_STRING, bool: RPC_BOOL, uint8_t: RPC_U8,        \
 		uint32_t: RPC_U32, uint64_t: RPC_U64, int32_t: RPC_I32,           \
-		struct rpc_word: RPC_WORD, struct rpc_strings: RPC_STRINGS)
+		struct rpc_word: RPC_WORD, struct rpc_strings: RPC_STRINGS,       \
+		struct rpc_string_map: RPC_STRING_MAP)
 #define RPC_PARAM(s, field, required)                                             \
 	{ #field, RPC_TYPE_OF(s, field), required, offsetof(s, field), NULL }
 #define RPC_PARAM_WORD(s, field, required, words)                                 \
@@ -111,7 +120,7 @@ struct rpc_method {
 
 /* Each ends with a row whose name is NULL. */
 extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_bdev_show_methods[],
-	rpc_vhost_methods[];
+	rpc_vhost_methods[], rpc_rbd_methods[];
 
 /*
  * One call from decoding to reply. A handler that answers later keeps the
@@ -162,6 +171,11 @@ bool rpc_is_runtime(void) CONTROL_ONLY;
 void rpc_enter_runtime(void) CONTROL_ONLY;
 /* Names, for rpc_get_methods: those of the present state only; aliases too. */
 void rpc_write_methods(struct json_out *w, bool current, bool aliases) CONTROL_ONLY;
+
+/* rpc_rbd.c, where RBD is built in: driver_specific, and what rebuilds it. */
+void rpc_rbd_show(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
+void rpc_rbd_save(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
+void rpc_rbd_save_clusters(struct json_out *w) CONTROL_ONLY;
 
 /* config.c: what rebuilds it. False for an unknown subsystem. */
 bool rpc_write_config(struct json_out *w, const char *subsystem) CONTROL_ONLY;

@@ -40,7 +40,7 @@ static void write_io_types(struct json_out *w, const struct bdev *b)
 	json_out_object_end(w);
 }
 
-static void write_driver_specific(struct json_out *w, const struct bdev *b)
+static void write_driver_specific(struct json_out *w, const struct bdev *b) CONTROL_ONLY
 {
 	json_put_object(w, "driver_specific");
 	if (b->ops == &bdev_aio_ops) {
@@ -71,6 +71,10 @@ static void write_driver_specific(struct json_out *w, const struct bdev *b)
 		json_put_u64(w, "p99_write_latency", o->p99_write_us);
 		json_out_object_end(w);
 	}
+#if SPINDLE_RBD
+	else if (b->ops == &bdev_rbd_ops)
+		rpc_rbd_show(w, b);
+#endif
 	json_out_object_end(w);
 }
 

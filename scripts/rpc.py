@@ -235,6 +235,21 @@ def pairs_to_object(key):
     return fix
 
 
+def rbd_image(params):
+    """One name, as QEMU has it (rbd:pool/image@snap:id=me), in place of pool and image."""
+    params = pairs_to_object('config')(params)
+    if params['pool_name'].startswith('rbd:'):
+        params['uri'] = params.pop('pool_name')
+        if 'rbd_name' in params:
+            try:
+                params['block_size'] = int(params.pop('rbd_name'))
+            except ValueError:
+                raise UsageError('after an rbd: name comes only the block size')
+    elif 'rbd_name' not in params or 'block_size' not in params:
+        raise UsageError('pool, image and block size are needed, or one rbd: name')
+    return params
+
+
 def need_switch(key, text):
     def fix(params):
         if key not in params:
@@ -405,17 +420,28 @@ COMMANDS = {
     'bdev_rbd_get_clusters_info': ('connections to Ceph clusters', [
         opt('-b --name', 'only this connection')], PRINT),
     'bdev_rbd_create': ('an RBD image as a disk', [
-        pos('pool_name', 'pool'), pos('rbd_name', 'image'),
-        pos('block_size', 'logical block size in bytes', int),
+        pos('pool_name', 'pool, or the image by its QEMU name (rbd:pool/image...)'),
+        pos('rbd_name', 'image', nargs='?'),
+        pos('block_size', 'logical block size in bytes (512)', int, nargs='?'),
         opt('-b --name', 'name of the bdev (default CephN)'),
         opt('--user', 'Ceph user (admin, not client.admin)', dest='user_id'),
         opt('--config', 'option for librados; may be repeated', pair, action='append',
             metavar='KEY=VALUE'),
         opt('-c --cluster-name', 'connection made by bdev_rbd_register_cluster'), UUID,
-        flag('-r --readonly', 'open read-only', dest='read_only')],
-        PRINT, pairs_to_object('config')),
+        flag('-r --readonly', 'open read-only', dest='read_only'),
+        opt('--namespace', 'namespace of the pool'),
+        opt('--snapshot', 'snapshot of the image; read-only'),
+        opt('--cache', 'default, none, writeback or writethrough'),
+        flag('--exclusive', 'hold the exclusive lock; refuse if another client has it'),
+        opt('--config-file', 'ceph.conf to read'),
+        opt('--key-file', 'keyring to read'),
+        opt('--timeout', 'seconds for connecting and opening (30)', int),
+        opt('--io-timeout', 'fail requests after so many seconds (never)', int)],
+        PRINT, rbd_image),
     'bdev_rbd_delete': ('delete an RBD bdev; the image stays', [NAME]),
-    'bdev_rbd_resize': ('grow an RBD image', [NAME, pos('new_size', 'in MiB', int)], PRINT),
+    'bdev_rbd_resize': ('grow an RBD image', [
+        NAME, pos('new_size', 'in MiB', int),
+        flag('--allow-shrink', 'allow to make it smaller')], PRINT),
 
     'bdev_error_create': ('wrap a bdev to inject errors; its name is EE_ and the base\'s', [
         pos('base_name', 'bdev to wrap'), opt('--uuid', 'UUID of the bdev')], PRINT),

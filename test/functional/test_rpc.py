@@ -1007,7 +1007,7 @@ class Socket(RpcCase):
 
 # Every method with its parameters: S string, B bool, U8/U32/U64/I32, L strings, a tuple: words.
 # A name ending in * is required.
-S, B, U8, U32, U64, I32, L = 'S', 'B', 'U8', 'U32', 'U64', 'I32', 'L'
+S, B, U8, U32, U64, I32, L, M = 'S', 'B', 'U8', 'U32', 'U64', 'I32', 'L', 'M'
 MD = {'md_size': U32, 'dif_type': U32, 'dif_pi_format': U32, 'dif_is_head_of_md': B}
 NAME = {'name*': S}
 PARAMETERS = {
@@ -1065,6 +1065,18 @@ PARAMETERS = {
     'bdev_delay_create': {
         'base_bdev_name*': S, 'name*': S, 'avg_read_latency*': U64, 'p99_read_latency*': U64,
         'avg_write_latency*': U64, 'p99_write_latency*': U64, 'uuid': S},
+    'bdev_rbd_create': {
+        'pool_name': S, 'rbd_name': S, 'block_size': U32, 'name': S, 'user_id': S, 'config': M,
+        'cluster_name': S, 'uuid': S, 'read_only': B, 'namespace': S, 'snapshot': S,
+        'config_file': S, 'key_file': S, 'uri': S, 'cache': ('none',), 'exclusive': B,
+        'timeout': U32, 'io_timeout': U32},
+    'bdev_rbd_delete': NAME,
+    'bdev_rbd_resize': {'name*': S, 'new_size*': U64, 'allow_shrink': B},
+    'bdev_rbd_register_cluster': {
+        'name*': S, 'user_id': S, 'config_param': M, 'config_file': S, 'key_file': S,
+        'core_mask': S},
+    'bdev_rbd_unregister_cluster': NAME,
+    'bdev_rbd_get_clusters_info': {'name': S},
     'bdev_delay_update_latency': {
         'delay_bdev_name*': S, 'latency_type*': ('avg_read',), 'latency_us*': U64},
     'bdev_delay_delete': NAME,
@@ -1087,9 +1099,10 @@ IGNORING = {
     'bdev_iscsi_set_options', 'bdev_nvme_set_options', 'bdev_nvme_set_hotplug', 'bdev_examine',
     'bdev_wait_for_examine', 'log_enable_timestamps', 'scheduler_set_options',
     'keyring_linux_set_options', 'bdev_virtio_blk_set_hotplug'}
-GOOD = {S: 'x', B: True, U8: 1, U32: 1, U64: 1, I32: 1, L: ['x']}
+GOOD = {S: 'x', B: True, U8: 1, U32: 1, U64: 1, I32: 1, L: ['x'], M: {'x': 'y'}}
 NOT_INTEGERS = [None, True, 'x', '1', [], {}, [1], 1.5, 1e30]
 WRONG = {
+    M: [True, 5, 'x', [], {'x': 1}, {'x': None}, {'x': 'a\0b'}],
     S: [None, True, 5, 1.5, [], {}, ['x'], 'a\0b'],
     B: [None, 0, 1, 'true', '', [], {}, 1.0],
     U8: NOT_INTEGERS + [-1, 256],
