@@ -8,14 +8,17 @@ set -eu
 export LC_ALL=C
 
 # Compiler and libraries: enough for "make" and "make install".
-build=(build-essential pkg-config libnuma-dev libjson-c-dev liburing-dev)
+build=(
+	build-essential pkg-config libnuma-dev libjson-c-dev liburing-dev librbd-dev librados-dev
+)
 
 # The suites: unit tests, sanitizers and fuzzing (clang), lint, guests (QEMU, what their disk
-# images and initramfs are made with), the benchmark's yardstick (fio).
+# images and initramfs are made with), the benchmarks' yardsticks (fio, QEMU's rbd), a Ceph cluster.
 test=(
 	libcmocka-dev clang clang-format clang-tidy cppcheck libclang-rt-14-dev shellcheck valgrind gdb
 	qemu-system-x86 qemu-utils busybox-static cpio xz-utils zstd kmod e2fsprogs xfsprogs util-linux
-	fio python3 iproute2 procps ca-certificates
+	fio python3 iproute2 procps ca-certificates ceph-mon ceph-osd ceph-common python3-rados
+	python3-rbd qemu-block-extra
 )
 
 usage() {

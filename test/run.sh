@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # test/run.sh              everything, on a fresh Debian 12 as root: installs the
-#                          packages, builds, reserves huge pages, runs all suites,
-#                          then unit and functional tests again under sanitizers
+#                          packages, builds with gcc and clang, reserves huge pages,
+#                          runs all suites and lint, then unit, functional and fuzz
+#                          again under sanitizers
 # test/run.sh SUITE ...    suites of the build in $BUILD (default build), built
 #                          already: unit functional guest fuzz ceph lint
 #
@@ -93,9 +94,10 @@ everything() {
 		echo "note: not root: nothing is installed, no huge pages are reserved"
 	fi
 	build gcc WERROR=1 tests build/test/bench && {
-		for s in unit functional guest fuzz lint; do suite "$s"; done
+		for s in unit functional guest fuzz ceph lint; do suite "$s"; done
 	}
 	build clang CC=clang WERROR=1 BUILD=build/clang all tests
+	build without-rbd RBD=0 WERROR=1 BUILD=build/norbd all
 	for san in address,undefined thread; do
 		build "$san" SAN=$san tests || continue
 		BUILD=build/${san//,/-}
