@@ -14,22 +14,28 @@
  * IDLE_SPINS fruitless polls: a target that went to sleep between our two looks gets its kick
  * late by some hundred nanoseconds instead of never.
  *
+ * With --wait we sleep on the call eventfds whenever nothing is ready, as a guest does: for a
+ * target that sleeps too and shares our core.
+ *
  * One time stamp is taken for each batch: a latency ends when we see the completion and begins
  * when we publish. Data with --verify is a function of its block number alone, so overlapping
  * writes in flight do no harm and a later run can check what an earlier one wrote.
  */
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <linux/virtio_blk.h>
 
 #include "../frontend/frontend.h"
 #include "hist.h"
+#include "misc.h"
 
 #define IDLE_SPINS 64u
 #define MAX_BATCH 32u
@@ -75,7 +81,7 @@ struct bench {
 	uint32_t qd, bs, queues, write_pct, runtime_ms, seed;
 	uint32_t batch;		/* publish after so many */
 	uint64_t size, max_ios;
-	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio;
+	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
 	int cpu;
 
 	struct fe *fe;
@@ -95,15 +101,6 @@ static void on_signal(int sig)
 {
 	(void)sig;
 	interrupted = 1;
-}
-
-static inline uint64_t ticks(void)
-{
-#if defined(__x86_64__)
-	return __builtin_ia32_rdtsc();
-#else
-	return fe_now_ns();
-#endif
 }
 
 static inline uint64_t next_random(struct bench *b)
@@ -293,6 +290,44 @@ static void poll_queue(struct bench *b, struct bench_queue *q)
 	}
 }
 
+/* Ask for calls, or no longer. */
+static void want_calls(struct bench_queue *q, bool on)
+{
+	if (q->vq->event_idx)
+		fe_vq_set_used_event(q->vq, (uint16_t)(q->last_used - !on));
+	else
+		fe_vq_set_avail_flags(q->vq, on ? 0 : VRING_AVAIL_F_NO_INTERRUPT);
+}
+
+/* Until the target calls or 100 ms have passed, unless something is ready by now. */
+static void wait_for_call(struct bench *b)
+{
+	struct pollfd fds[FE_MAX_QUEUES];
+	bool ready = false;
+	uint64_t count;
+
+	for (uint32_t i = 0; i < b->queues; i++) {
+		struct bench_queue *q = &b->q[i];
+
+		fds[i] = (struct pollfd){ .fd = q->vq->call_fd, .events = POLLIN };
+		want_calls(q, true);
+		/* Either way a fence between asking for calls and looking for completions. */
+		if (q->look_again)
+			look_slow(b, q);
+		else
+			fe_fence();
+		ready |= __atomic_load_n(&q->vq->used->idx, __ATOMIC_ACQUIRE) != q->last_used;
+	}
+	if (!ready)
+		poll(fds, b->queues, 100);
+	for (uint32_t i = 0; i < b->queues; i++) {
+		if (!ready && (fds[i].revents & POLLIN) &&
+		    read(fds[i].fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+			b->broken = true;
+		want_calls(&b->q[i], false);
+	}
+}
+
 static uint32_t in_flight(const struct bench *b)
 {
 	uint32_t n = 0;
@@ -318,11 +353,13 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 	while (!b->broken && in_flight(b) > 0) {
 		uint64_t now;
 
-		for (int n = 0; n < 256 && !b->broken; n++) {
+		for (int n = 0; n < (b->wait ? 1 : 256) && !b->broken; n++) {
 			for (uint32_t i = 0; i < b->queues; i++)
 				poll_queue(b, &b->q[i]);
 			b->stop |= b->issued + b->qd >= max_ios;
 		}
+		if (b->wait && !b->broken && in_flight(b) > 0)
+			wait_for_call(b);
 		now = fe_now_ns();
 		if (now - start >= ms * 1000000u || interrupted) {
 			if (elapsed == 0)
@@ -489,6 +526,18 @@ static void release(struct bench *b)
 	fe_destroy(b->fe);
 }
 
+static void set_slots(struct bench *b, bool write)
+{
+	for (uint32_t i = 0; i < b->queues * b->qd; i++) {
+		struct slot *s = &b->q[i / b->qd].slots[i % b->qd];
+
+		s->write = write;
+		s->data_desc->flags &= (uint16_t)~VRING_DESC_F_WRITE;
+		s->data_desc->flags |= write ? 0 : VRING_DESC_F_WRITE;
+		s->line->hdr.type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
+	}
+}
+
 /* Write every block once, in order, with its pattern; then forget the figures. */
 static void prefill(struct bench *b)
 {
@@ -499,29 +548,14 @@ static void prefill(struct bench *b)
 	b->random = false;
 	b->write_pct = 100;
 	b->cursor = b->blocks - 1;
-	for (uint32_t i = 0; i < b->queues; i++) {
-		for (uint32_t s = 0; s < b->qd; s++) {
-			struct slot *slot = &b->q[i].slots[s];
-
-			slot->write = true;
-			slot->data_desc->flags &= (uint16_t)~VRING_DESC_F_WRITE;
-			slot->line->hdr.type = VIRTIO_BLK_T_OUT;
-		}
-	}
+	set_slots(b, true);
 	/* run() stops issuing up to a queue depth early: go a little over instead of under. */
 	run(b, 600000, b->blocks + 2 * (uint64_t)b->qd * b->queues);
 	b->verify = verify;
 	b->random = random;
 	b->write_pct = pct;
-	for (uint32_t i = 0; i < b->queues && pct == 0; i++) {
-		for (uint32_t s = 0; s < b->qd; s++) {
-			struct slot *slot = &b->q[i].slots[s];
-
-			slot->write = false;
-			slot->data_desc->flags |= VRING_DESC_F_WRITE;
-			slot->line->hdr.type = VIRTIO_BLK_T_IN;
-		}
-	}
+	if (pct == 0)
+		set_slots(b, false);
 	b->ios = b->read_ios = b->issued = b->kicks = 0;
 	memset(b->hist, 0, sizeof(*b->hist));
 }
@@ -622,30 +656,13 @@ static const char usage[] =
 	"  --mem KIND      guest memory: memfd or hugetlb (memfd)\n"
 	"  --indirect      indirect descriptors instead of three direct ones\n"
 	"  --event-idx     the event index instead of the flags\n"
+	"  --wait          sleep until the target calls instead of polling\n"
 	"  --verify        write known data, check what is read\n"
 	"  --prefill       first write the whole range once\n"
 	"  --libblkio      libblkio's start sequence instead of QEMU's\n"
 	"  --seed N        of the random numbers\n"
 	"  --json          the result as one JSON object\n"
 	"  --memcpy        no target: plain copies in memory, the limit of a RAM disk\n";
-
-static uint64_t number(const char *text)
-{
-	static const char units[] = "kmg";
-	char *end;
-	uint64_t v = strtoull(text, &end, 0);
-	const char *unit = *end ? strchr(units, *end | 0x20) : NULL;
-
-	if (unit) {
-		v <<= 10 * (unit - units + 1);
-		end++;
-	}
-	if (*end != '\0' || end == text) {
-		fprintf(stderr, "bench: not a number: %s\n", text);
-		exit(2);
-	}
-	return v;
-}
 
 static int set_mode(struct bench *b, const char *mode)
 {
@@ -670,7 +687,8 @@ static int set_mode(struct bench *b, const char *mode)
 }
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
-       O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_HELP };
+       O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
+       O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -680,7 +698,8 @@ static const struct option long_options[] = {
 	{ "indirect", 0, NULL, O_INDIRECT }, { "event-idx", 0, NULL, O_EVENT },
 	{ "verify", 0, NULL, O_VERIFY }, { "prefill", 0, NULL, O_PREFILL },
 	{ "libblkio", 0, NULL, O_LIBBLKIO }, { "seed", 1, NULL, O_SEED },
-	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY }, { "help", 0, NULL, O_HELP },
+	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY },
+	{ "wait", 0, NULL, O_WAIT }, { "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -704,6 +723,7 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_SEED: b->seed = (uint32_t)number(arg); break;
 	case O_JSON: b->json = true; break;
 	case O_MEMCPY: *memcpy_only = true; break;
+	case O_WAIT: b->wait = true; break;
 	case O_RW:
 		if (set_mode(b, arg) == 0)
 			break;

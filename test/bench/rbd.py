@@ -1,0 +1,364 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images of a Ceph cluster: the target beside fio's rbd engine and qemu-storage-daemon's.
+
+    BUILD=build /usr/bin/python3 test/bench/rbd.py [--connections 1,2,4] [--json FILE]
+
+One run starts a cluster of one monitor and one OSD in memory, makes and fills an image, and
+measures every case once a round with every contender, one after the other, so that a slow minute
+hits all of them. The cluster has core 0 to itself; whoever uses the image, threads of librbd and
+load generator included, is on core 1. All sleep when they have nothing to do, the load generator
+too: one that polls would starve a target on its core. librbd's cache is off for all, and the
+image has no exclusive lock, which contenders would have to pass around.
+
+--connections measures four other images at once, through the target alone, with
+--rbd-connections at each of these values; with --spread its threads may use all cores.
+"""
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path[:0] = [os.path.join(REPO, "test", "bench"), os.path.join(REPO, "test", "ceph")]
+
+from run import Case, Missing, Process, Rpc, Results, kilo, run_json, say, stop  # noqa: E402
+from ceph import POOL, Cluster                              # noqa: E402
+
+USER = "spindle"
+MANY = 4
+
+
+def children_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def bench_argv(o, case, path):
+    return ["taskset", "-c", str(o.client_cpu), o.bench, "--socket", path, "--qd", str(case.qd),
+            "--bs", case.bs, "--rw", case.rw, "--runtime", str(o.runtime), "--json",
+            "--wait"] + o.client_args
+
+
+def cost(result, seconds):
+    """Adds the CPU time an I/O took on the user's side: contender and load generator."""
+    result["cpu_us"] = seconds * 1e6 / max(result["iops"] * result.get("seconds", 1), 1)
+    return result
+
+
+class Server:
+    """A vhost-user-blk socket of whoever; self.proc and self.disks are the subclass's."""
+
+    def measure(self, o, case):
+        before = self.proc.cpu_seconds() + children_seconds()
+        result = run_json(bench_argv(o, case, self.disks[0]), o.runtime + 30)
+        return cost(result, self.proc.cpu_seconds() + children_seconds() - before)
+
+    def measure_all(self, o, case):
+        """All its disks at once: the sum."""
+        load = [subprocess.Popen(bench_argv(o, case, d), stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE) for d in self.disks]
+        before = self.proc.cpu_seconds()
+        try:
+            texts = [p.communicate(timeout=o.runtime + 30)[0] for p in load]
+        finally:
+            for p in load:
+                if p.poll() is None:
+                    p.kill()
+                    p.wait()
+        if any(p.returncode for p in load):
+            raise Missing("a load generator failed")
+        parts = [json.loads(t) for t in texts]
+        lat = {k: statistics.mean(r["lat_us"][k] for r in parts) for k in ("p50", "p99")}
+        return cost({"iops": sum(r["iops"] for r in parts), "seconds": o.runtime, "lat_us": lat},
+                    self.proc.cpu_seconds() - before)
+
+    def end(self):
+        self.proc.end()
+
+
+class Target(Server):
+    """Our vhost, asleep when idle, with a disk for each image."""
+
+    def __init__(self, o, tmp, cluster, images, args, name, cpu):
+        binary = os.path.join(o.build, "bin", "vhost")
+        if not os.access(binary, os.X_OK):
+            raise Missing("%s is missing: run make first" % binary)
+        self.dir = tempfile.mkdtemp(prefix=name, dir=tmp)
+        rpc = os.path.join(self.dir, "rpc.sock")
+        mask = hex(1 << o.client_cpu)
+        self.proc = Process([binary, "-S", self.dir, "-r", rpc, "-m", mask, "--no-huge",
+                             "--disable-cpumask-locks"] + args + o.target_args,
+                            os.path.join(self.dir, "log"), cpu)
+        try:
+            self.proc.wait_for(rpc, "the target")
+            self.rpc = self.connect(rpc)
+            self.disks = []
+            for image in images:
+                bdev = self.rpc("bdev_rbd_create", pool_name=POOL, rbd_name=image,
+                                block_size=512, user_id=USER, config_file=cluster.conf,
+                                key_file=cluster.keyring(USER), cache="none")
+                self.rpc("vhost_create_blk_controller", ctrlr=image, dev_name=bdev, cpumask=mask)
+                self.disks.append(os.path.join(self.dir, image))
+        except BaseException:
+            self.proc.end()
+            raise
+
+    def connect(self, path):
+        for _ in range(500):
+            try:
+                return Rpc(path)
+            except OSError:
+                time.sleep(0.01)
+        raise Missing("the target's RPC socket does not answer: %s" % self.proc.tail())
+
+
+class Qsd(Server):
+    """qemu-storage-daemon's rbd block driver, exported by vhost-user."""
+
+    def __init__(self, o, tmp, cluster, image):
+        binary = shutil.which("qemu-storage-daemon")
+        if not binary:
+            raise Missing("qemu-storage-daemon is not installed: scripts/pkgdep.sh test")
+        self.disks = [os.path.join(tmp, "qsd.sock")]
+        # QEMU turns librbd's cache off for cache.direct=on.
+        self.proc = Process(
+            [binary, "--blockdev", "driver=rbd,node-name=d,pool=%s,image=%s,conf=%s,user=%s,"
+             "cache.direct=on" % (POOL, image, cluster.conf, USER),
+             "--export", "vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=%s,"
+             "writable=on" % self.disks[0]], os.path.join(tmp, "qsd.log"), o.client_cpu)
+        try:
+            self.proc.wait_for(self.disks[0], "qemu-storage-daemon (rbd: qemu-block-extra)")
+        except BaseException:
+            self.proc.end()
+            raise
+
+
+class Fio:
+    """fio's own rbd engine, a process for each measurement."""
+
+    def __init__(self, cluster, image):
+        if not shutil.which("fio"):
+            raise Missing("fio is not installed")
+        if subprocess.run(["fio", "--enghelp=rbd"], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, check=False).returncode:
+            raise Missing("this fio has no rbd engine")
+        self.image = image
+        # The engine knows no option for it.
+        os.environ["CEPH_CONF"] = cluster.conf
+
+    def measure(self, o, case):
+        before = children_seconds()
+        # All of it: the engine's threads start before fio's --cpus_allowed counts.
+        out = run_json(
+            ["taskset", "-c", str(o.client_cpu), "fio", "--name=f", "--ioengine=rbd",
+             "--pool=" + POOL, "--rbdname=" + self.image, "--clientname=" + USER,
+             "--busy_poll=0", "--rw=" + case.rw, "--bs=" + case.bs, "--iodepth=%d" % case.qd,
+             "--norandommap", "--randrepeat=0", "--time_based",
+             "--runtime=%dms" % int(o.runtime * 1000), "--thread", "--output-format=json"],
+            o.runtime + 60)
+        side = out["jobs"][0]["write" if "write" in case.rw else "read"]
+        pct = side["clat_ns"].get("percentile", {})
+        return cost({"iops": side["iops"], "seconds": side["runtime"] / 1000,
+                     "lat_us": {"p50": pct.get("50.000000", 0) / 1000,
+                                "p99": pct.get("99.000000", 0) / 1000}},
+                    children_seconds() - before)
+
+    def end(self):
+        os.environ.pop("CEPH_CONF", None)
+
+
+def start_cluster(o):
+    """On its core from birth: its daemons inherit it."""
+    reason = Cluster.available()
+    if reason:
+        raise Missing(reason)
+    cluster = Cluster(o.store, o.auth, "rbd_cache = false")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {o.cluster_cpu})
+    try:
+        cluster.start()
+    except BaseException:
+        cluster.destroy()
+        raise
+    finally:
+        os.sched_setaffinity(0, before)
+    return cluster
+
+
+def make_image(cluster, name, mib):
+    """Filled, so that no read finds a hole."""
+    image = "%s/%s" % (POOL, name)
+    cluster.rbd("create", "--size", "%dM" % mib, "--image-feature", "layering", image)
+    cluster.rbd("bench", "--io-type", "write", "--io-size", "4M", "--io-threads", "4",
+                "--io-total", "%dM" % mib, "--io-pattern", "seq", image, timeout=120)
+
+
+def contenders(o, tmp, cluster):
+    makers = {
+        "ours": lambda: Target(o, tmp, cluster, ["disk"], ["--interrupt-mode"], "a",
+                               o.client_cpu),
+        "ours-poll": lambda: Target(o, tmp, cluster, ["disk"], ["--poll-us", str(o.poll_us)],
+                                    "b", o.client_cpu),
+        "fio": lambda: Fio(cluster, "disk"),
+        "qsd": lambda: Qsd(o, tmp, cluster, "disk")}
+    made = {}
+    for name in o.who:
+        try:
+            made[name] = makers[name]()
+        except (Missing, OSError) as e:
+            say("skip: %s: %s" % (name, e))
+    return made
+
+
+def run_peers(o, tmp, cluster, cases, results):
+    make_image(cluster, "disk", o.image_mib)
+    made = contenders(o, tmp, cluster)
+    try:
+        for n in range(o.rounds):
+            say("round %d of %d" % (n + 1, o.rounds))
+            for case in cases:
+                # Turn and turn about: nobody is always the first after a pause.
+                order = list(made)[n % len(made):] + list(made)[:n % len(made)] if made else []
+                for who in order:
+                    results.take(case, who, lambda: made[who].measure(o, case))
+    finally:
+        for one in made.values():
+            one.end()
+
+
+def run_connections(o, tmp, cluster, cases, results):
+    images = ["many%d" % i for i in range(MANY)]
+    for image in images:
+        make_image(cluster, image, o.image_mib // MANY)
+    for n in range(o.rounds):
+        say("connections, round %d of %d" % (n + 1, o.rounds))
+        for count in o.connections:
+            target = Target(o, tmp, cluster, images,
+                            ["--interrupt-mode", "--rbd-connections", str(count)], "c",
+                            None if o.spread else o.client_cpu)
+            try:
+                for case in cases:
+                    results.take(case, "%d conn" % count, lambda: target.measure_all(o, case))
+            finally:
+                target.end()
+
+
+def summary(results, case, who):
+    s = results.summary(case, who)
+    if s:
+        s["cpu_us"] = statistics.median(g["cpu_us"] for g in results.samples[case.name, who])
+    return s
+
+
+def table(cases, names, results, base, word):
+    """base: whose IOPS the last column compares with; word: its head."""
+    rows = [("case", "who", "IOPS", "min", "max", "p50 us", "p99 us", "CPU us/IO", word)]
+    for case in cases:
+        first = summary(results, case, base)
+        for who in names:
+            s = summary(results, case, who)
+            if s:
+                rows.append((case.name, who, kilo(s["iops"]), kilo(s["min"]), kilo(s["max"]),
+                             "%.0f" % s["p50_us"], "%.0f" % s["p99_us"], "%.1f" % s["cpu_us"],
+                             "%.2fx" % (s["iops"] / first["iops"]) if first else "-"))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for r in rows:
+        say("  ".join(c.ljust(w) if i < 2 else c.rjust(w)
+                      for i, (c, w) in enumerate(zip(r, widths))).rstrip())
+
+
+def options():
+    p = argparse.ArgumentParser(description="Benchmark RBD disks beside their peers.")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--runtime", type=float, default=3.0, help="seconds a measurement")
+    p.add_argument("--only", default="", help="cases whose name contains this")
+    p.add_argument("--who", default="ours,ours-poll,fio,qsd", help="which contenders")
+    p.add_argument("--connections", default="", metavar="N,N",
+                   help="measure %d images at once with so many connections" % MANY)
+    p.add_argument("--spread", action="store_true",
+                   help="with --connections: leave the target's other threads unpinned")
+    p.add_argument("--no-peers", action="store_true", help="only --connections")
+    p.add_argument("--poll-us", type=int, default=20, help="for ours-poll")
+    p.add_argument("--json", metavar="FILE", help="write everything measured there")
+    p.add_argument("--image-mib", type=int, default=1024)
+    p.add_argument("--store", default="memstore", choices=("memstore", "bluestore"))
+    p.add_argument("--auth", default="cephx", choices=("cephx", "none"))
+    p.add_argument("--cluster-cpu", type=int, default=0)
+    p.add_argument("--client-cpu", type=int, default=1)
+    p.add_argument("--target-args", default="", help="more arguments for the target")
+    p.add_argument("--client-args", default="--event-idx", help="more for the load generator")
+    o = p.parse_args()
+    o.build = os.path.join(REPO, os.environ.get("BUILD", "build"))
+    o.bench = os.path.join(o.build, "test", "bench")
+    o.target_args, o.client_args = o.target_args.split(), o.client_args.split()
+    o.who = o.who.split(",")
+    o.connections = [int(n) for n in o.connections.split(",") if n]
+    return o
+
+
+def report(o, cases, many, results):
+    say("")
+    names = [w for w in o.who if not o.no_peers]
+    for base in [w for w in ("fio", "qsd") if w in names] or names[:1]:
+        table(cases, names, results, base, "of " + base)
+        say("")
+    pools = ["%d conn" % n for n in o.connections]
+    if pools:
+        say("%d images at once, target %s:" % (MANY, "unpinned" if o.spread else "pinned"))
+        table(many, pools, results, pools[0], "of first")
+        say("")
+    say("medians of %d rounds of %g s; %s, %s; CPU: of core %d, contender and load (of the "
+        "target only with several images);\nfio's CPU includes its start"
+        % (o.rounds, o.runtime, o.store, o.auth, o.client_cpu))
+    if o.json:
+        with open(o.json, "w") as f:
+            json.dump({c.name: {w: s for w in names + pools
+                                for s in [summary(results, c, w)] if s}
+                       for c in cases + many}, f, indent=1)
+            f.write("\n")
+
+
+def main():
+    signal.signal(signal.SIGTERM, stop)
+    o = options()
+    if not os.access(o.bench, os.X_OK):
+        say("%s is missing: run make %s" % (o.bench, os.path.relpath(o.bench, REPO)))
+        return 1
+    if max(o.cluster_cpu, o.client_cpu) >= os.cpu_count():
+        say("note: too few cores; the cluster and its users share one")
+        o.cluster_cpu = o.client_cpu = 0
+    if os.getloadavg()[0] > 1:
+        say("note: others use this machine (load %.1f): mind the lowest and highest"
+            % os.getloadavg()[0])
+    cases = [Case("rbd", rw, "4k", qd) for rw in ("randread", "randwrite") for qd in (1, 32)]
+    cases = [c for c in cases if o.only in c.name]
+    many = [Case("%d x rbd" % MANY, rw, "4k", 32) for rw in ("randread", "randwrite")]
+    results = Results()
+    tmp = tempfile.mkdtemp(prefix="spr", dir="/tmp")
+    cluster = None
+    try:
+        cluster = start_cluster(o)
+        if not o.no_peers:
+            run_peers(o, tmp, cluster, cases, results)
+        if o.connections:
+            run_connections(o, tmp, cluster, many, results)
+    except Missing as e:
+        say("skip: %s" % e)
+    finally:
+        if cluster:
+            cluster.destroy()
+        shutil.rmtree(tmp, ignore_errors=True)
+    report(o, cases, many, results)
+    return 0 if results.samples else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
