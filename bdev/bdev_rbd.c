@@ -31,7 +31,7 @@ struct rbd_channel {
 	rbd_image_t image;
 	struct rbd_bdev *rb;
 	struct list inflight;		/* struct rbd_io.node, oldest first */
-	CACHE_ALIGNED counter64 oldest;	/* its submit_tsc, 0: none; read by control */
+	counter64 oldest;	/* its submit_tsc, 0: none; read by control */
 };
 
 struct rbd_io {

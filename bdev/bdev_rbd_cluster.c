@@ -456,7 +456,7 @@ void bdev_rbd_register_cluster(const char *name, const struct bdev_rbd_access *a
 	}
 	cl->registering = res;
 	cl->wait.done = register_done;
-	if (rbd_conn_get(NULL, name, &cl->wait) < 0) {
+	if (rbd_conn_get(&cl->access, name, &cl->wait) < 0) {
 		free(cl->name);
 		cl->name = NULL;
 		cluster_put(cl);

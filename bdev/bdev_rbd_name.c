@@ -189,7 +189,7 @@ int bdev_rbd_parse(const char *text, struct bdev_rbd_opts *opts, char reason[BDE
 	char *copy, *rest, delim;
 	int rc;
 
-	if (strncmp(text, "rbd:", 4)) {
+	if (strncmp(text, "rbd:", 4) != 0) {
 		snprintf(reason, BDEV_REASON_MAX, "'%.60s' does not start with rbd:", text);
 		return -EINVAL;
 	}

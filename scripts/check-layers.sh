@@ -22,7 +22,7 @@ foreign=(
 	'json-c/|rpc/|only rpc/ knows JSON'
 	'json\.h|rpc/|only rpc/ knows JSON'
 	'linux/(virtio|vhost)|vhost/|only vhost/ knows virtio'
-	'(rbd|rados)/|bdev/bdev_rbd.c|only bdev/bdev_rbd.c knows Ceph'
+	'(rbd|rados)/|bdev/bdev_rbd|only bdev/bdev_rbd* knows Ceph'
 	'numa(if)?\.h|hugepages/|only hugepages/ places memory'
 )
 
