@@ -12,8 +12,10 @@
 #include "reactor/control.h"
 #include "reactor/log.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -153,10 +155,30 @@ static void close_done(struct job *job)
 	free(container_of(job, struct close_job, job));
 }
 
+/*
+ * What the kernel alone answers for: eventfds and pipes, by the link's text, which
+ * no file's path can imitate; memory files, since only those have seals. Neither
+ * question is put to a file system.
+ */
+static bool closes_at_once(int fd)
+{
+	char path[32], kind[16];
+	ssize_t len;
+
+	if (fcntl(fd, F_GET_SEALS) >= 0)
+		return true;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	len = readlink(path, kind, sizeof(kind));
+	return (len >= 11 && !memcmp(kind, "anon_inode:", 11)) ||
+	       (len >= 6 && !memcmp(kind, "pipe:[", 6));
+}
+
 void worker_close(int fd)
 {
-	struct close_job *cj = fd >= 0 ? calloc(1, sizeof(*cj)) : NULL;
+	struct close_job *cj = NULL;
 
+	if (fd >= 0 && !closes_at_once(fd))
+		cj = calloc(1, sizeof(*cj));
 	if (!cj) {
 		if (fd >= 0)
 			close(fd);

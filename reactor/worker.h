@@ -24,8 +24,8 @@ struct job {
 
 /*
  * Close a stranger's fd: what it is decides how long that takes (a socket that
- * lingers, a file of a file system in user space), so a worker does it. Control
- * thread; negative is allowed.
+ * lingers, a file of a file system in user space), so a worker does it, unless it
+ * is of a kind that cannot wait. Control thread; negative is allowed.
  */
 void worker_close(int fd);
 
