@@ -125,10 +125,21 @@ class RpcSocket:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.sock.settimeout(self.timeout)
-            self.sock.connect(path)
+            self.connect(path)
         except OSError:
             self.sock.close()
             raise
+
+    def connect(self, path):
+        # Many connect at once: a full backlog is no refusal.
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                return self.sock.connect(path)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.005)
 
     def __enter__(self):
         return self
