@@ -77,9 +77,14 @@ start_mon() {
 }
 
 start_osd() {
-	pid_of osd >/dev/null ||
-		ceph-osd -i 0 -c "$conf" --no-mon-config >>"$dir/osd.out" 2>&1 </dev/null ||
-		die "the OSD does not start" "$dir/osd.log"
+	local try
+	# What was killed may still hold its locks: the kernel lets go of them in its own time.
+	for try in 1 2 3 4 5; do
+		pid_of osd >/dev/null && return
+		ceph-osd -i 0 -c "$conf" --no-mon-config >>"$dir/osd.out" 2>&1 </dev/null && return
+		sleep "$try"
+	done
+	die "the OSD does not start" "$dir/osd.log"
 }
 
 # Asks the OSD itself, over its admin socket: quick, and needs no monitor.
