@@ -424,19 +424,6 @@ static void create_timeout(struct control_timer *t)
 		rbd_free(rb);
 }
 
-static int add_option(struct bdev_rbd_access *a, const char *key, const char *value)
-{
-	struct bdev_rbd_option *more =
-		realloc(a->options, (a->option_count + 1) * sizeof(a->options[0]));
-
-	if (!more)
-		return -ENOMEM;
-	a->options = more;
-	more[a->option_count] = (struct bdev_rbd_option){ strdup(key), strdup(value) };
-	a->option_count++;
-	return more[a->option_count - 1].key && more[a->option_count - 1].value ? 0 : -ENOMEM;
-}
-
 /* Cache mode and time limits are options of the client: part of its access. */
 static int apply_modes(struct bdev_rbd_opts *o)
 {
@@ -446,22 +433,22 @@ static int apply_modes(struct bdev_rbd_opts *o)
 
 	switch (o->cache) {
 	case BDEV_RBD_CACHE_NONE:
-		rc = add_option(a, "rbd_cache", "false");
+		rc = rbd_access_add_option(a, "rbd_cache", "false");
 		break;
 	case BDEV_RBD_CACHE_WRITETHROUGH:
-		rc = add_option(a, "rbd_cache", "true");
+		rc = rbd_access_add_option(a, "rbd_cache", "true");
 		if (rc == 0)
-			rc = add_option(a, "rbd_cache_max_dirty", "0");
+			rc = rbd_access_add_option(a, "rbd_cache_max_dirty", "0");
 		break;
 	case BDEV_RBD_CACHE_WRITEBACK:
-		rc = add_option(a, "rbd_cache", "true");
+		rc = rbd_access_add_option(a, "rbd_cache", "true");
 		break;
 	default:
 		break;
 	}
 	if (rc == 0 && o->io_timeout_ms) {
 		snprintf(seconds, sizeof(seconds), "%u", (o->io_timeout_ms + 999) / 1000);
-		rc = add_option(a, "rados_osd_op_timeout", seconds);
+		rc = rbd_access_add_option(a, "rados_osd_op_timeout", seconds);
 	}
 	return rc;
 }

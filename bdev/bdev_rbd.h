@@ -58,6 +58,8 @@ void rbd_conn_died(struct rbd_conn *conn) CONTROL_ONLY;
 /* Deep copies; -ENOMEM leaves nothing. free takes what a failed copy left. */
 int rbd_access_copy(const struct bdev_rbd_access *from, struct bdev_rbd_access *to);
 void rbd_access_free(struct bdev_rbd_access *access);
+/* One more option, copied; -ENOMEM leaves what rbd_access_free() takes. */
+int rbd_access_add_option(struct bdev_rbd_access *a, const char *key, const char *value);
 
 /* ------- disks ------- */
 

@@ -123,7 +123,7 @@ static int set_string(char **slot, const char *value)
 	return 0;
 }
 
-static int add_option(struct bdev_rbd_access *a, const char *key, const char *value)
+int rbd_access_add_option(struct bdev_rbd_access *a, const char *key, const char *value)
 {
 	struct bdev_rbd_option *more =
 		realloc(a->options, (a->option_count + 1) * sizeof(a->options[0]));
@@ -154,7 +154,7 @@ static int parse_options(char *text, struct bdev_rbd_opts *opts, char reason[BDE
 		else if (!strcmp(key, "conf"))
 			rc = set_string(&opts->access.config_file, value);
 		else
-			rc = add_option(&opts->access, key, value);
+			rc = rbd_access_add_option(&opts->access, key, value);
 	}
 	return rc;
 }
