@@ -108,7 +108,7 @@ struct bdev {
 	uint32_t supported;		/* 1 << enum bdev_io_type */
 	bool readonly;
 	bool write_cache;		/* writes are volatile until FLUSH */
-	bool removing;			/* left the name space */
+	atomic_bool removing;		/* left the name space */
 	bool claimed;			/* another bdev writes through it; nobody else may */
 	struct list descs;		/* struct bdev_desc.node */
 	struct bdev_channel **channels;	/* by reactor index */

@@ -26,17 +26,21 @@
 
 #define HEALTH_MS 1000
 #define STALL_US 5000000u
+/* How long, and how often, to ask again for a lock that its owner will not share. */
+#define REFUSED_US 5000000u
+#define REFUSED_AGAIN_US 50000u
 
 struct rbd_channel {
 	rbd_image_t image;
 	struct rbd_bdev *rb;
 	struct list inflight;		/* struct rbd_io.node, oldest first */
+	struct timer again;		/* runs while any of them has been refused */
 	counter64 oldest;	/* its submit_tsc, 0: none; read by control */
 };
 
 struct rbd_io {
 	struct list node;
-	rbd_completion_t comp;
+	rbd_completion_t comp;		/* NULL: refused, to be issued again */
 };
 _Static_assert(sizeof(struct rbd_io) <= sizeof(((struct bdev_io *)NULL)->scratch),
 	       "struct rbd_io lives in the scratch of a request");
@@ -64,17 +68,57 @@ static void oldest_update(struct rbd_channel *rc)
 	counter_set(&rc->oldest, oldest);
 }
 
+static void rbd_io_end(struct rbd_channel *rc, struct bdev_io *io)
+{
+	struct rbd_io *rio = rbd_io_of(io);
+	bool first = rc->inflight.next == &rio->node;
+
+	list_del(&rio->node);
+	if (first)
+		oldest_update(rc);
+}
+
+/*
+ * Another client that has the image's exclusive lock and keeps it answers "read-only
+ * file system". Mostly that is a command line tool which is through in a moment (rbd
+ * trash mv, say): no reason to fail a guest's write.
+ */
+COLD static bool rbd_refused(struct rbd_channel *rc, struct bdev_io *io)
+{
+	if (io->status != -EROFS || io->ch->bdev->readonly ||
+	    atomic_load_explicit(&io->ch->bdev->removing, memory_order_relaxed) ||
+	    tsc_now() - io->submit_tsc > (uint64_t)REFUSED_US * (tsc_hz() / 1000000))
+		return false;
+	rbd_io_of(io)->comp = NULL;
+	if (!rc->again.node.next) {
+		log_limited(LOG_WARNING, &io_limit, "%s: another client keeps the image's "
+			    "exclusive lock: asking again", rc->rb->bdev.name);
+		reactor_timer_start(&rc->again, REFUSED_AGAIN_US);
+	}
+	return true;
+}
+
+COLD REACTOR_ONLY static void rbd_failed(struct rbd_channel *rc, struct bdev_io *io)
+{
+	if (io->status == -ESHUTDOWN)
+		atomic_store_explicit(&rc->rb->fenced, true, memory_order_relaxed);
+	log_limited(LOG_ERROR, &io_limit, "%s: request of type %u at %llu failed: %s",
+		    rc->rb->bdev.name, io->type, (unsigned long long)io->offset,
+		    strerror(-io->status));
+}
+
 static void rbd_io_home(struct msg *msg)
 {
 	struct bdev_io *io = container_of(msg, struct bdev_io, msg);
 	struct rbd_channel *rc = bdev_channel_ctx(io->ch);
-	struct rbd_io *rio = rbd_io_of(io);
-	bool first = rc->inflight.next == &rio->node;
 
 	reactor_assert();
-	list_del(&rio->node);
-	if (first)
-		oldest_update(rc);
+	if (unlikely(io->status)) {
+		if (rbd_refused(rc, io))
+			return;
+		rbd_failed(rc, io);
+	}
+	rbd_io_end(rc, io);
 	bdev_io_done(io, io->status);
 }
 
@@ -89,15 +133,6 @@ static void rbd_io_complete(rbd_completion_t comp, void *arg)
 		io->status = (uint64_t)ret == io->length ? 0 : -EIO;
 	else
 		io->status = ret < 0 ? (int)ret : 0;
-	if (unlikely(io->status)) {
-		struct rbd_bdev *rb = rbd_of(io->ch->bdev);
-
-		if (io->status == -ESHUTDOWN)
-			atomic_store_explicit(&rb->fenced, true, memory_order_relaxed);
-		log_limited(LOG_ERROR, &io_limit, "%s: request of type %u at %llu failed: %s",
-			    rb->bdev.name, io->type, (unsigned long long)io->offset,
-			    strerror(-io->status));
-	}
 	io->msg.fn = rbd_io_home;
 	reactor_post(io->ch->reactor, &io->msg);
 }
@@ -127,28 +162,43 @@ static int rbd_issue(rbd_image_t image, struct bdev_io *io, rbd_completion_t com
 	}
 }
 
+/* Give it, which is in the list, to librbd. */
+static void rbd_start(struct rbd_channel *rc, struct bdev_io *io)
+{
+	struct rbd_io *rio = rbd_io_of(io);
+	int status = rbd_aio_create_completion(io, rbd_io_complete, &rio->comp);
+
+	if (likely(status >= 0)) {
+		status = rbd_issue(rc->image, io, rio->comp);
+		if (likely(status >= 0))
+			return;
+		rbd_aio_release(rio->comp);
+	}
+	rbd_io_end(rc, io);
+	bdev_io_done_later(io, status);
+}
+
 static void rbd_submit(struct bdev_io *io)
 {
 	struct rbd_channel *rc = bdev_channel_ctx(io->ch);
-	struct rbd_io *rio = rbd_io_of(io);
 	bool first = list_empty(&rc->inflight);
-	int status;
 
 	reactor_assert();
-	status = rbd_aio_create_completion(io, rbd_io_complete, &rio->comp);
-	if (unlikely(status < 0)) {
-		bdev_io_done_later(io, status);
-		return;
-	}
-	list_add_tail(&rc->inflight, &rio->node);
+	list_add_tail(&rc->inflight, &rbd_io_of(io)->node);
 	if (first)
 		counter_set(&rc->oldest, io->submit_tsc);
-	status = rbd_issue(rc->image, io, rio->comp);
-	if (unlikely(status < 0)) {
-		rbd_aio_release(rio->comp);
-		list_del(&rio->node);
-		oldest_update(rc);
-		bdev_io_done_later(io, status);
+	rbd_start(rc, io);
+}
+
+static void rbd_again(struct timer *t)
+{
+	struct rbd_channel *rc = container_of(t, struct rbd_channel, again);
+	struct rbd_io *rio, *tmp;
+
+	reactor_assert();
+	list_for_each_safe(rio, tmp, &rc->inflight, node) {
+		if (!rio->comp)
+			rbd_start(rc, container_of(rio, struct bdev_io, scratch));
 	}
 }
 
@@ -159,6 +209,7 @@ static int rbd_channel_open(struct bdev_channel *ch)
 	rc->rb = rbd_of(ch->bdev);
 	rc->image = rc->rb->image;
 	list_init(&rc->inflight);
+	rc->again.fn = rbd_again;
 	return 0;
 }
 

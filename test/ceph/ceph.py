@@ -150,6 +150,7 @@ print('ready', flush=True)
 for line in sys.stdin:
     disk.write(b'foreign!' * 64, 0)
     print('written', flush=True)
+disk.close()
 '''
 
     def __init__(self, cluster, image, mode='hold'):
@@ -169,6 +170,11 @@ for line in sys.stdin:
         self.proc.stdin.write('\n')
         self.proc.stdin.flush()
         self.expect('written')
+
+    def release(self):
+        """Close the image, as a client should."""
+        self.proc.stdin.close()
+        self.proc.wait()
 
     def end(self):
         self.proc.kill()
