@@ -83,7 +83,7 @@ static void rbd_io_end(struct rbd_channel *rc, struct bdev_io *io)
  * file system". Mostly that is a command line tool which is through in a moment (rbd
  * trash mv, say): no reason to fail a guest's write.
  */
-COLD static bool rbd_refused(struct rbd_channel *rc, struct bdev_io *io)
+COLD REACTOR_ONLY static bool rbd_refused(struct rbd_channel *rc, struct bdev_io *io)
 {
 	if (io->status != -EROFS || io->ch->bdev->readonly ||
 	    atomic_load_explicit(&io->ch->bdev->removing, memory_order_relaxed) ||
@@ -163,7 +163,7 @@ static int rbd_issue(rbd_image_t image, struct bdev_io *io, rbd_completion_t com
 }
 
 /* Give it, which is in the list, to librbd. */
-static void rbd_start(struct rbd_channel *rc, struct bdev_io *io)
+REACTOR_ONLY static void rbd_start(struct rbd_channel *rc, struct bdev_io *io)
 {
 	struct rbd_io *rio = rbd_io_of(io);
 	int status = rbd_aio_create_completion(io, rbd_io_complete, &rio->comp);

@@ -31,10 +31,24 @@ static uint8_t status_of(int err)
 	return err == -EOPNOTSUPP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR;
 }
 
+/* For a migration: what this request has written to guest memory. */
+COLD REACTOR_ONLY static void log_written(const struct blk_req *req)
+{
+	const struct vq *vq = req->vq;
+
+	/* A read that failed may have written anything up to its end. */
+	if (req->data_in)
+		dirty_log_iov(&vq->log, vq->mem, req->chain.iov + req->chain.out, req->chain.in);
+	dirty_log_hva(&vq->log, vq->mem, req->status, 1);
+}
+
 REACTOR_ONLY static void blk_finish(struct blk_req *req, uint8_t status)
 {
-	if (likely(!req->vq->detached))
+	if (likely(!req->vq->detached)) {
 		*req->status = status;
+		if (unlikely(req->vq->vring.log))
+			log_written(req);
+	}
 	vq_complete(req->vq, req);
 }
 
@@ -133,6 +147,7 @@ REACTOR_ONLY static void start_rw(struct vq *vq, struct blk_req *req, bool write
 		io->iov = c->iov + c->out;
 		io->iovcnt = c->in;
 		io->length = c->in_bytes;
+		req->data_in = true;
 	}
 	io->flags = 0;
 	bdev_submit(io);
@@ -197,6 +212,18 @@ REACTOR_ONLY static uint8_t start_ranges(struct vq *vq, struct blk_req *req, boo
 	return VIRTIO_BLK_S_OK;
 }
 
+COLD REACTOR_ONLY static void log_id(const struct blk_req *req, uint64_t len)
+{
+	const struct iovec *iov = req->chain.iov + req->chain.out;
+
+	for (; len > 0; iov++) {
+		uint64_t n = MIN(len, (uint64_t)iov->iov_len);
+
+		dirty_log_hva(&req->vq->log, req->vq->mem, iov->iov_base, n);
+		len -= n;
+	}
+}
+
 REACTOR_ONLY static void get_id(struct vq *vq, struct blk_req *req)
 {
 	char id[VIRTIO_BLK_ID_BYTES] = { 0 };
@@ -211,6 +238,8 @@ REACTOR_ONLY static void get_id(struct vq *vq, struct blk_req *req)
 	       strnlen(bdev_channel_bdev(vq->ch)->name, sizeof(id)));
 	bdev_buf_to_iov(id, req->chain.iov + req->chain.out, req->chain.in, 0, len);
 	req->used_len = (uint32_t)len + 1;
+	if (unlikely(vq->vring.log))
+		log_id(req, len);
 	blk_finish(req, VIRTIO_BLK_S_OK);
 }
 
@@ -253,23 +282,27 @@ COLD REACTOR_ONLY static void start_other(struct vq *vq, struct blk_req *req, ui
 		blk_finish(req, status);
 }
 
-enum vring_fault blk_start(struct vq *vq, uint16_t head)
+enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
+			   const struct vring_desc_packed *descs)
 {
-	struct blk_req *req = &vq->reqs[head];
+	struct blk_req *req = &vq->reqs[head->id];
 	struct vring_chain *c = &req->chain;
 	struct virtio_blk_outhdr hdr;
 	enum vring_fault fault;
 
 	c->iov = req->inline_iov;
 	c->cap = BLK_INLINE_IOVS;
-	fault = vring_map(&vq->vring, head, c);
+	if (vq->vring.packed)
+		fault = packed_map(&vq->vring, descs, head, c);
+	else
+		fault = vring_map(&vq->vring, head->id, c);
 	if (unlikely(fault))
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
 	req->status = take_status(c);
 	req->used_len = 1;
-	req->settling = false;
+	req->settling = req->data_in = false;
 	req->range_next = req->range_count = 0;
 	req->io.done = blk_done;
 	if (unlikely(!take_header(c, &hdr))) {
@@ -292,11 +325,14 @@ uint64_t blk_features(const struct vhost_controller *c)
 {
 	const struct bdev *bdev = c->desc.bdev;
 	uint64_t features = BIT(VIRTIO_F_VERSION_1) | BIT(VRING_F_INDIRECT_DESC) |
-		BIT(VRING_F_EVENT_IDX) | BIT(VIRTIO_F_ANY_LAYOUT) |
+		BIT(VRING_F_EVENT_IDX) | BIT(VHOST_F_LOG_ALL) |
+		BIT(VIRTIO_F_ANY_LAYOUT) |
 		BIT(VIRTIO_BLK_F_SEG_MAX) | BIT(VIRTIO_BLK_F_BLK_SIZE) |
 		BIT(VIRTIO_BLK_F_TOPOLOGY) | BIT(VIRTIO_BLK_F_MQ) | BIT(VIRTIO_BLK_F_FLUSH) |
 		BIT(VIRTIO_BLK_F_CONFIG_WCE);
 
+	if (c->packed_ring)
+		features |= BIT(VRING_F_PACKED);
 	if (c->readonly || (bdev && bdev->readonly))
 		return features | BIT(VIRTIO_BLK_F_RO);
 	if (bdev && bdev_supports(bdev, BDEV_DISCARD))

@@ -149,6 +149,21 @@ CONTROL_ONLY static void controller_remove(struct vhost_controller *c)
 	}
 }
 
+void controllers_memory_released(void)
+{
+	struct vhost_controller *c, *next;
+
+	for (c = vhost_controller_next(NULL); c; c = next) {
+		struct vhost_session *s, *tmp;
+
+		next = vhost_controller_next(c);
+		list_for_each_safe(s, tmp, &c->sessions, node) {
+			if (!s->closing)
+				session_reconcile(s);
+		}
+	}
+}
+
 /* ------- bdev events ------- */
 
 static void bdev_event(struct bdev_desc *desc, enum bdev_event event)
@@ -496,7 +511,8 @@ static void memory_lost(void)
 
 		next = vhost_controller_next(c);
 		list_for_each_safe(s, tmp, &c->sessions, node) {
-			if (s->closing || !guest_mem_lost(s->mem))
+			if (s->closing || !(guest_mem_lost(s->mem) || guest_mem_lost(s->log_mem) ||
+					    guest_mem_lost(s->inflight_mem)))
 				continue;
 			log_limited(LOG_ERROR, &c->limit,
 				    "%s: the front end took away memory it had shared; "

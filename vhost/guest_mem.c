@@ -139,18 +139,15 @@ static uint64_t fd_page_size(int fd)
 	return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static int check_extent(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, int fd)
+static int check_extent(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset,
+			const struct stat *st)
 {
-	struct stat st;
-
 	if (size == 0 || gpa + size < gpa || uva + size < uva || offset + size < offset ||
 	    offset + size > INT64_MAX)
 		return -EINVAL;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	if (S_ISREG(st.st_mode))
-		return offset + size <= (uint64_t)st.st_size ? 0 : -EINVAL;
-	return S_ISCHR(st.st_mode) ? 0 : -EINVAL;
+	if (S_ISREG(st->st_mode))
+		return offset + size <= (uint64_t)st->st_size ? 0 : -EINVAL;
+	return S_ISCHR(st->st_mode) ? 0 : -EINVAL;
 }
 
 int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, int fd,
@@ -158,7 +155,8 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 {
 	uint64_t page, start, len;
 	struct mem_region *region;
-	int rc = check_extent(gpa, size, uva, offset, fd);
+	struct stat st;
+	int rc = fstat(fd, &st) < 0 ? -errno : check_extent(gpa, size, uva, offset, &st);
 
 	if (rc < 0)
 		return rc;
@@ -189,6 +187,8 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 	region->gpa = gpa;
 	region->size = size;
 	region->uva = uva;
+	region->dev = st.st_dev;
+	region->ino = st.st_ino;
 	region->hva = (uint8_t *)region->map + (offset - start);
 	*out = region;
 	return 0;

@@ -19,6 +19,7 @@ struct mem_region {
 	uint64_t size;
 	uint64_t uva;		/* the front end's own address of it */
 	uint8_t *hva;		/* ours */
+	uint64_t dev, ino;	/* of its file */
 	void *map;		/* what was mapped: whole pages around it */
 	size_t map_len;
 	unsigned int refs;	/* tables that have it */

@@ -16,15 +16,17 @@
 
 #include "reactor/log.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define BIT(n) (1ull << (n))
 
-#define PROTOCOL_FEATURES (BIT(VU_F_MQ) | BIT(VU_F_REPLY_ACK) | BIT(VU_F_BACKEND_REQ) |    \
-	BIT(VU_F_CONFIG) | BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |           \
+#define PROTOCOL_FEATURES (BIT(VU_F_MQ) | BIT(VU_F_LOG_SHMFD) | BIT(VU_F_REPLY_ACK) |      \
+	BIT(VU_F_BACKEND_REQ) | BIT(VU_F_INFLIGHT_SHMFD) | BIT(VU_F_CONFIG) | BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |           \
 	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS))
 
 /* ------- answering ------- */
@@ -80,6 +82,7 @@ CONTROL_ONLY static struct vhost_vq *vvq_get(struct vhost_session *s, uint64_t i
 	vvq->index = (unsigned int)index;
 	vvq->kick_fd = vvq->call_fd = vvq->err_fd = -1;
 	vvq->old_fd = -1;
+	vvq->log_gpa = DIRTY_LOG_NONE;
 	s->vqs[index] = vvq;
 	s->vq_count = MAX(s->vq_count, (unsigned int)index + 1);
 	return vvq;
@@ -106,17 +109,20 @@ CONTROL_ONLY static void get_features(struct vhost_session *s, struct vhost_msg 
 
 CONTROL_ONLY static void set_features(struct vhost_session *s, struct vhost_msg *msg)
 {
-	uint64_t offered = blk_features(s->controller) | BIT(VHOST_F_PROTOCOL_FEATURES);
+	uint64_t offered = blk_features(s->controller) | BIT(VHOST_F_PROTOCOL_FEATURES), changed;
 
 	/* A bdev that went read-only or away meanwhile takes back bits: not their fault. */
 	if (msg->u64 & ~offered & ~s->offered) {
 		refuse(s, "features that were not offered");
 		return;
 	}
-	if (msg->u64 == s->features)
-		return;
+	changed = msg->u64 ^ s->features;
 	s->features = msg->u64;
-	session_want_anew(s);
+	/* A migration starts or ends: no reason to stop a ring. */
+	if (changed == BIT(VHOST_F_LOG_ALL))
+		session_update_vqs(s);
+	else if (changed)
+		session_want_anew(s);
 }
 
 CONTROL_ONLY static void get_protocol_features(struct vhost_session *s, struct vhost_msg *msg)
@@ -325,6 +331,103 @@ CONTROL_ONLY static void rem_mem_reg(struct vhost_session *s, struct vhost_msg *
 	session_want_anew(s);
 }
 
+/* ------- messages: the dirty log and the in-flight region ------- */
+
+/* A file that is shared with us, as a table of one region. */
+CONTROL_ONLY static int map_shared(uint64_t size, uint64_t offset, int fd, struct guest_mem **out)
+{
+	struct mem_region *region;
+	int rc = mem_region_map(0, size, 0, offset, fd, &region);
+
+	if (rc < 0)
+		return rc;
+	rc = guest_mem_create(&region, 1, out);
+	if (rc < 0)
+		mem_region_free(region);
+	return rc;
+}
+
+/* The old log may be unmapped by the front end as soon as this is answered. */
+CONTROL_ONLY static void log_base_settled(struct vhost_session *s)
+{
+	s->conn.msg.u64 = 0;
+	reply(s, sizeof(s->conn.msg.u64));
+}
+
+CONTROL_ONLY static void set_log_base(struct vhost_session *s, struct vhost_msg *msg)
+{
+	struct guest_mem *mem;
+	int rc = map_shared(msg->log.size, msg->log.offset, msg->fds[0], &mem);
+
+	if (rc < 0) {
+		refuse(s, rc == -EINVAL ? "the log lies outside its file" : strerror(-rc));
+		return;
+	}
+	guest_mem_put(s->log_mem);
+	s->log_mem = mem;
+	session_update_vqs(s);
+	s->after = log_base_settled;
+}
+
+CONTROL_ONLY static bool inflight_sane(struct vhost_session *s, const struct vu_inflight *in)
+{
+	if (in->num_queues > 0 && in->num_queues <= VHOST_VQS_MAX && in->queue_size > 0 &&
+	    in->queue_size <= VRING_SIZE_MAX)
+		return true;
+	refuse(s, "number or size of the queues");
+	return false;
+}
+
+CONTROL_ONLY static void get_inflight_fd(struct vhost_session *s, struct vhost_msg *msg)
+{
+	const unsigned int seals = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
+	uint64_t size;
+	int fd;
+
+	if (!inflight_sane(s, &msg->inflight))
+		return;
+	size = msg->inflight.num_queues *
+		inflight_size(msg->inflight.queue_size, session_has_feature(s, VRING_F_PACKED));
+	fd = memfd_create("spindle-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0 || ftruncate(fd, (off_t)size) < 0 || fcntl(fd, F_ADD_SEALS, seals) < 0) {
+		refuse(s, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	msg->inflight.size = size;
+	msg->inflight.offset = 0;
+	if (conn_reply_fd(&s->conn, msg, msg->header.size, fd) < 0)
+		session_close(s);
+	close(fd);
+}
+
+CONTROL_ONLY static void set_inflight_fd(struct vhost_session *s, struct vhost_msg *msg)
+{
+	const struct vu_inflight *in = &msg->inflight;
+	struct guest_mem *mem;
+	int rc;
+
+	if (!inflight_sane(s, in))
+		return;
+	if (in->size < in->num_queues * inflight_size(in->queue_size,
+						      session_has_feature(s, VRING_F_PACKED)) ||
+	    in->offset % sizeof(uint64_t)) {
+		refuse(s, "the region is too small for its queues, or misaligned");
+		return;
+	}
+	rc = map_shared(in->size, in->offset, msg->fds[0], &mem);
+	if (rc < 0) {
+		refuse(s, rc == -EINVAL ? "the region lies outside its file" : strerror(-rc));
+		return;
+	}
+	guest_mem_put(s->inflight_mem);
+	s->inflight_mem = mem;
+	s->inflight_queues = in->num_queues;
+	s->inflight_num = in->queue_size;
+	session_want_anew(s);
+}
+
 /* ------- messages: virtqueues ------- */
 
 CONTROL_ONLY static void set_vring_num(struct vhost_session *s, struct vhost_msg *msg)
@@ -352,6 +455,12 @@ CONTROL_ONLY static void set_vring_addr(struct vhost_session *s, struct vhost_ms
 
 	if (!vvq)
 		return;
+	vvq->log_gpa = msg->addr.flags & VU_VRING_LOG ? msg->addr.log : DIRTY_LOG_NONE;
+	vvq->dirty = vvq->vq != NULL;
+	/* The log of a running ring is switched by saying the same addresses again. */
+	if (vvq->has_addr && vvq->desc_uva == msg->addr.desc && vvq->avail_uva == msg->addr.avail &&
+	    vvq->used_uva == msg->addr.used && vvq->vq && !vvq->broken)
+		return;
 	vvq->desc_uva = msg->addr.desc;
 	vvq->avail_uva = msg->addr.avail;
 	vvq->used_uva = msg->addr.used;
@@ -366,11 +475,15 @@ CONTROL_ONLY static void set_vring_base(struct vhost_session *s, struct vhost_ms
 
 	if (!vvq)
 		return;
-	if (vvq->vq || msg->state.num > UINT16_MAX) {
-		refuse(s, vvq->vq ? "the virtqueue is running" : "the index is beyond 16 bits");
+	if (vvq->vq) {
+		refuse(s, "the virtqueue is running");
 		return;
 	}
-	vvq->base = (uint16_t)msg->state.num;
+	if (msg->state.num > UINT16_MAX && !session_has_feature(s, VRING_F_PACKED)) {
+		refuse(s, "the index is beyond 16 bits");
+		return;
+	}
+	vvq->base = msg->state.num;
 }
 
 CONTROL_ONLY static void vring_base_settled(struct vhost_session *s)
@@ -476,14 +589,8 @@ CONTROL_ONLY static void set_vring_err(struct vhost_session *s, struct vhost_msg
 
 CONTROL_ONLY static void enable_settled(struct vhost_session *s)
 {
-	/*
-	 * A front end that came back never reads the configuration again: tell
-	 * it once that it may have changed.
-	 */
-	if (!s->asked_config && !s->told_config && s->vqs[s->settle_index]->vq) {
-		s->told_config = true;
-		session_config_changed(s);
-	}
+	if (s->vqs[s->settle_index]->vq)
+		session_announce_config(s);
 }
 
 CONTROL_ONLY static void set_vring_enable(struct vhost_session *s, struct vhost_msg *msg)
@@ -503,6 +610,8 @@ CONTROL_ONLY static void set_vring_enable(struct vhost_session *s, struct vhost_
 #define STATE sizeof(struct vu_vring_state)
 #define U64 sizeof(uint64_t)
 #define ANY VU_NO_FEATURE
+/* QEMU's is padded to 24. */
+#define INFLIGHT sizeof(struct vu_inflight)
 #define TABLE_MIN (offsetof(struct vu_mem_table, regions))
 #define CONFIG_MIN (offsetof(struct vu_config, data))
 
@@ -514,7 +623,8 @@ static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
 	[VU_RESET_OWNER] = { "RESET_OWNER", reset_device, 0, 0, 0, 0, false, ANY },
 	[VU_SET_MEM_TABLE] = { "SET_MEM_TABLE", set_mem_table, TABLE_MIN,
 			       sizeof(struct vu_mem_table), 0, 8, false, ANY },
-	[VU_SET_LOG_BASE] = { "SET_LOG_BASE", NULL, 0, 16, 0, 1, true, VU_F_LOG_SHMFD },
+	[VU_SET_LOG_BASE] = { "SET_LOG_BASE", set_log_base, sizeof(struct vu_log),
+			      sizeof(struct vu_log), 1, 1, true, VU_F_LOG_SHMFD },
 	[VU_SET_LOG_FD] = { "SET_LOG_FD", NULL, 0, U64, 0, 1, false, VU_F_LOG_SHMFD },
 	[VU_SET_VRING_NUM] = { "SET_VRING_NUM", set_vring_num, STATE, STATE, 0, 0, false, ANY },
 	[VU_SET_VRING_ADDR] = { "SET_VRING_ADDR", set_vring_addr, sizeof(struct vu_vring_addr),
@@ -544,9 +654,9 @@ static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
 	[VU_POSTCOPY_ADVISE] = { "POSTCOPY_ADVISE", NULL, 0, U64, 0, 1, true, ANY },
 	[VU_POSTCOPY_LISTEN] = { "POSTCOPY_LISTEN", NULL, 0, U64, 0, 0, false, ANY },
 	[VU_POSTCOPY_END] = { "POSTCOPY_END", NULL, 0, U64, 0, 0, true, ANY },
-	[VU_GET_INFLIGHT_FD] = { "GET_INFLIGHT_FD", NULL, 20, 24, 0, 0, true,
+	[VU_GET_INFLIGHT_FD] = { "GET_INFLIGHT_FD", get_inflight_fd, INFLIGHT, 24, 0, 0, true,
 				 VU_F_INFLIGHT_SHMFD },
-	[VU_SET_INFLIGHT_FD] = { "SET_INFLIGHT_FD", NULL, 20, 24, 1, 1, false,
+	[VU_SET_INFLIGHT_FD] = { "SET_INFLIGHT_FD", set_inflight_fd, INFLIGHT, 24, 1, 1, false,
 				 VU_F_INFLIGHT_SHMFD },
 	[VU_RESET_DEVICE] = { "RESET_DEVICE", reset_device, 0, 0, 0, 0, false,
 			      VU_F_RESET_DEVICE },

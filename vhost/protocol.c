@@ -248,10 +248,29 @@ void conn_resume(struct vhost_conn *conn)
 
 int conn_reply(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size)
 {
+	return conn_reply_fd(conn, msg, size, -1);
+}
+
+int conn_reply_fd(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size, int fd)
+{
 	ssize_t n, len = (ssize_t)(sizeof(msg->header) + size);
 	struct iovec iov[2] = { { &msg->header, sizeof(msg->header) }, { msg->bytes, size } };
 	struct msghdr mh = { .msg_iov = iov, .msg_iovlen = 2 };
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
 
+	if (fd >= 0) {
+		struct cmsghdr *c = &control.align;
+
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+		mh.msg_control = control.buf;
+		mh.msg_controllen = sizeof(control.buf);
+	}
 	if (conn->cf.fd < 0)
 		return -ENOTCONN;
 	msg->header.flags = VU_FLAG_VERSION | VU_FLAG_REPLY;

@@ -72,7 +72,8 @@ enum vhost_request {
 #define VU_F_CONFIGURE_MEM_SLOTS 15
 #define VU_F_STATUS 16
 
-/* Virtio feature bit that vhost-user took for itself. */
+/* Virtio feature bits that vhost-user took for itself. */
+#define VHOST_F_LOG_ALL 26
 #define VHOST_F_PROTOCOL_FEATURES 30
 
 #define VU_FLAG_VERSION 0x1
@@ -112,6 +113,18 @@ struct vu_config {
 	uint8_t data[256];
 } __attribute__((packed));
 
+struct vu_log {
+	uint64_t size, offset;
+} __attribute__((packed));
+
+struct vu_inflight {
+	uint64_t size, offset;
+	uint16_t num_queues, queue_size;
+} __attribute__((packed));
+
+/* In the flags of a vring's address. */
+#define VU_VRING_LOG 1u
+
 #define VU_VRING_INDEX 0xff
 #define VU_VRING_NOFD 0x100
 
@@ -124,6 +137,8 @@ struct vhost_msg {
 		struct vu_mem_table table;
 		struct vu_mem_slot slot;
 		struct vu_config config;
+		struct vu_log log;
+		struct vu_inflight inflight;
 		uint8_t bytes[VHOST_PAYLOAD_MAX];
 	};
 	int fds[VHOST_FDS_MAX];
@@ -165,6 +180,9 @@ void conn_wait(struct vhost_conn *conn) CONTROL_ONLY;
 void conn_resume(struct vhost_conn *conn) CONTROL_ONLY;
 /* Answer msg with `size` bytes of its payload. -errno: the connection is lost. */
 int conn_reply(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size) CONTROL_ONLY;
+/* The same, and fd with it (-1: none), which stays the caller's. */
+int conn_reply_fd(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size,
+		  int fd) CONTROL_ONLY;
 /* Take msg->fds[i] away from the message: the caller owns it now. */
 int msg_take_fd(struct vhost_msg *msg, unsigned int i);
 /* Close what nobody took. */

@@ -26,6 +26,8 @@
 #define BIT(n) (1ull << (n))
 
 static uint32_t next_vid;
+/* Sessions that close, of all controllers: their requests may still be on their way. */
+static struct list ending = LIST_INIT(ending);
 
 /* ------- virtqueues: what is wanted ------- */
 
@@ -44,7 +46,7 @@ static bool vvq_should_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
-	return !s->closing && s->mem && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
+	return !s->closing && s->mem && !vvq->held && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
 	       !vvq->broken && !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
@@ -71,17 +73,33 @@ static bool vvq_writethrough(const struct vhost_session *s)
 	return blk_is_writethrough(s->features, s->writeback);
 }
 
-static struct vq_update vvq_update(const struct vhost_vq *vvq)
+/* The dirty log, while the front end wants one: references are the caller's to take. */
+static void vvq_log(const struct vhost_vq *vvq, struct vq_update *u)
 {
 	const struct vhost_session *s = vvq->session;
 
-	return (struct vq_update){
+	u->log_used = DIRTY_LOG_NONE;
+	if (!s->log_mem || !session_has_feature(s, VHOST_F_LOG_ALL))
+		return;
+	u->log_mem = s->log_mem;
+	u->log.bits = s->log_mem->spans[0].hva;
+	u->log.pages = s->log_mem->spans[0].size * 8;
+	u->log_used = vvq->log_gpa;
+}
+
+static struct vq_update vvq_update(const struct vhost_vq *vvq)
+{
+	const struct vhost_session *s = vvq->session;
+	struct vq_update u = {
 		.call_fd = vvq->call_fd,
 		.err_fd = vvq->err_fd,
 		.writethrough = vvq_writethrough(s),
 		.coalescing_us = s->controller->delay_base_us,
 		.coalescing_iops = s->controller->iops_threshold,
 	};
+
+	vvq_log(vvq, &u);
+	return u;
 }
 
 /* ------- virtqueues: making it so ------- */
@@ -130,6 +148,26 @@ CONTROL_ONLY static void vvq_signal_error(const struct vhost_vq *vvq, struct rea
 	reactor_post(r, &ev->msg);
 }
 
+/*
+ * This queue's part of the in-flight region, if there is one. -EBADMSG: it does not
+ * fit, since the features have changed after the region was checked.
+ */
+static int vvq_inflight(const struct vhost_vq *vvq, struct vq_params *params)
+{
+	const struct vhost_session *s = vvq->session;
+	uint64_t size;
+
+	if (!s->inflight_mem || vvq->index >= s->inflight_queues)
+		return 0;
+	size = inflight_size(s->inflight_num, session_has_feature(s, VRING_F_PACKED));
+	if (s->inflight_queues * size > s->inflight_mem->spans[0].size)
+		return -EBADMSG;
+	params->inflight_mem = s->inflight_mem;
+	params->inflight = s->inflight_mem->spans[0].hva + vvq->index * size;
+	params->inflight_num = s->inflight_num;
+	return 0;
+}
+
 CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
@@ -146,6 +184,7 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 			.num = vvq->num,
 			.base = vvq->base,
 			.event_idx = session_has_feature(s, VRING_F_EVENT_IDX),
+			.packed = session_has_feature(s, VRING_F_PACKED),
 			.indirect = session_has_feature(s, VRING_F_INDIRECT_DESC),
 		},
 		.mem = s->mem,
@@ -156,13 +195,18 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 		.generation = vvq->generation,
 		.name = s->name,
 	};
-	int rc = vq_create(&params, &vvq->vq);
+	int rc;
 
+	rc = vvq_inflight(vvq, &params);
+	if (rc == 0)
+		rc = vq_create(&params, &vvq->vq);
 	if (rc < 0) {
 		vvq->failed = true;
 		log_limited(LOG_ERROR, &s->controller->limit, "%s: virtqueue %u cannot run: %s", s->name,
 			    vvq->index, rc == -EFAULT ? "its rings lie outside the memory" :
-			    rc == -EINVAL ? "its rings are misaligned" : strerror(-rc));
+			    rc == -EINVAL ? "its rings are misaligned" :
+			    rc == -EBADMSG ? "its part of the in-flight region makes no sense" :
+			    strerror(-rc));
 		vvq_signal_error(vvq, params.reactor);
 		return;
 	}
@@ -174,15 +218,66 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	}
 }
 
+/* Whether both tables have a file in common: descriptors differ, files do not. */
+static bool mem_shared(const struct guest_mem *a, const struct guest_mem *b)
+{
+	if (!a || !b)
+		return false;
+	for (unsigned int i = 0; i < a->count; i++) {
+		for (unsigned int j = 0; j < b->count; j++) {
+			if (a->regions[i]->dev == b->regions[j]->dev &&
+			    a->regions[i]->ino == b->regions[j]->ino)
+				return true;
+		}
+	}
+	return false;
+}
+
+CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
+{
+	const struct vhost_session *other;
+
+	list_for_each(other, &ending, ending) {
+		if (other == s)
+			continue;
+		if (mem_shared(other->mem, s->mem) ||
+		    mem_shared(other->inflight_mem, s->inflight_mem))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A session that is gone may have requests on their way that will still read or
+ * write the guest's memory and the disk. Until they have ended, the guest's next
+ * session must not start, or an old write may land after a newer one.
+ */
+CONTROL_ONLY static void vvq_hold(struct vhost_vq *vvq)
+{
+	struct vhost_session *s = vvq->session;
+	bool held = !vvq->vq && vvq->kicked && !s->closing && memory_busy(s);
+
+	if (held && !vvq->held)
+		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits for requests "
+			    "that the previous connection left behind", s->name, vvq->index);
+	vvq->held = held;
+}
+
 CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
 {
-	bool run = vvq_should_run(vvq);
+	bool held = vvq->held, run;
 
+	vvq_hold(vvq);
+	run = vvq_should_run(vvq);
 	if (vvq->stopping || vvq->updating)
 		return;
 	if (!vvq->vq) {
-		if (run)
+		if (run) {
 			vvq_start(vvq);
+			/* Its ENABLE has been answered long ago. */
+			if (held && vvq->vq)
+				session_announce_config(vvq->session);
+		}
 		return;
 	}
 	if (!run || vq_is_stale(vvq)) {
@@ -196,6 +291,8 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
 		vvq->vq->update = vvq_update(vvq);
 		vvq->vq->update.mem = vvq->vq->mem == vvq->session->mem ?
 			vvq->vq->mem : guest_mem_get(vvq->session->mem);
+		if (vvq->vq->update.log_mem)
+			guest_mem_get(vvq->vq->update.log_mem);
 		vq_update(vvq->vq);
 	}
 }
@@ -216,11 +313,15 @@ CONTROL_ONLY static void session_free(struct vhost_session *s)
 	for (unsigned int i = 0; i < s->vq_count; i++)
 		vvq_free(s->vqs[i]);
 	guest_mem_put(s->mem);
+	guest_mem_put(s->log_mem);
+	guest_mem_put(s->inflight_mem);
 	close_fd(&s->backend_fd);
 	list_del(&s->node);
+	list_del(&s->ending);
 	log_info("%s: gone", s->name);
 	free(s);
 	controller_session_gone(c);
+	controllers_memory_released();
 }
 
 CONTROL_ONLY static void session_settle(struct vhost_session *s)
@@ -260,7 +361,7 @@ void session_vq_stopped(struct vhost_vq *vvq)
 	struct vhost_session *s = vvq->session;
 	struct vhost_controller *c = s->controller;
 
-	vvq->base = vvq->vq->vring.last_avail;
+	vvq->base = vring_base(&vvq->vq->vring);
 	/* Unless its driver has set it up anew meanwhile. */
 	vvq->broken |= vvq->vq->broken && vvq->vq->generation == vvq->generation;
 	controller_reactor_load(vvq->vq->reactor, -1);
@@ -300,6 +401,14 @@ void session_config_changed(struct vhost_session *s)
 			    strerror(-rc));
 }
 
+void session_announce_config(struct vhost_session *s)
+{
+	if (s->asked_config || s->told_config)
+		return;
+	s->told_config = true;
+	session_config_changed(s);
+}
+
 /* ------- the life of a session ------- */
 
 void session_create(struct vhost_controller *c, int fd)
@@ -333,6 +442,7 @@ void session_close(struct vhost_session *s)
 	if (s->closing)
 		return;
 	s->closing = true;
+	list_add_tail(&ending, &s->ending);
 	conn_fini(&s->conn);
 	/* Inside a handler, which still uses s: session_message() goes on from here. */
 	if (!s->busy)

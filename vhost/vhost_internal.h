@@ -19,7 +19,9 @@
 #include "reactor/log.h"
 #include "reactor/reactor.h"
 #include "reactor/worker.h"
+#include "vhost/dirty_log.h"
 #include "vhost/guest_mem.h"
+#include "vhost/inflight.h"
 #include "vhost/protocol.h"
 #include "vhost/vhost.h"
 #include "vhost/vring.h"
@@ -45,8 +47,10 @@ struct blk_req {
 	struct iovec *iov;		/* inline_iov or a long one of the vq */
 	uint8_t *status;		/* in guest memory */
 	uint32_t used_len;
-	uint16_t head;
+	uint16_t head;			/* packed: buffer id */
+	uint16_t count;			/* packed: ring places it takes */
 	bool busy;
+	bool data_in;			/* its buffers for the guest are written to */
 	bool settling;			/* the write is done, its flush is under way */
 	uint8_t range_next, range_count;
 	struct vring_chain chain;
@@ -59,6 +63,9 @@ struct blk_req {
 /* What may change while a vq runs, by a message. */
 struct vq_update {
 	struct guest_mem *mem;		/* a superset of what it has */
+	struct guest_mem *log_mem;	/* of log; NULL: no log */
+	struct dirty_log log;
+	uint64_t log_used;		/* see struct vring */
 	int call_fd, err_fd;
 	bool writethrough;
 	uint32_t coalescing_us, coalescing_iops;
@@ -76,6 +83,17 @@ struct vq {
 	bool detached;			/* its front end is gone: the rings are not ours any more */
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
+	struct inflight *fl;		/* NULL: requests are not tracked */
+	/*
+	 * Ended, their used entries not written yet: where writing one is more than
+	 * a store, all of a pass are written together. Up to num.
+	 */
+	struct used_entry {
+		uint32_t len;
+		uint16_t head, count;
+	} *ended;
+	unsigned int ended_count;
+	struct dirty_log log;
 	struct fd_signal *call;
 	struct long_iov *long_iovs;	/* free ones */
 	struct fd_watch *kick_watch;
@@ -91,7 +109,8 @@ struct vq {
 	CACHE_ALIGNED struct vhost_vq *owner;
 	struct log_limit *limit;	/* the controller's, which outlives this */
 	struct reactor *reactor;
-	struct guest_mem *mem;		/* reference held by control */
+	struct guest_mem *mem;		/* references held by control */
+	struct guest_mem *inflight_mem, *log_mem;
 	int kick_fd;
 	int call_fd;			/* at the start */
 	int err_fd;
@@ -115,7 +134,10 @@ struct vq_params {
 	struct bdev_desc *desc;		/* NULL or bdev NULL: every request fails */
 	struct vring_params ring;
 	struct guest_mem *mem;
-	struct vq_update update;	/* fds are duplicated; mem is ignored */
+	struct vq_update update;	/* mem is ignored */
+	struct guest_mem *inflight_mem;	/* NULL: not tracked */
+	void *inflight;			/* this queue's part of it, inflight_size() long */
+	uint32_t inflight_num;		/* its entries */
 	int kick_fd;			/* -1: none */
 	uint64_t features;
 	bool readonly;
@@ -123,7 +145,10 @@ struct vq_params {
 	const char *name;
 };
 
-/* Make it; nothing runs yet. -EFAULT, -EINVAL (ring), -ENOMEM, -errno. */
+/*
+ * Make it; nothing runs yet. -EFAULT, -EINVAL (ring), -EBADMSG (in-flight region),
+ * -ENOMEM, -errno.
+ */
 int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
 /* It has stopped, or never ran. NULL is allowed. */
 void vq_free(struct vq *vq) CONTROL_ONLY;
@@ -143,8 +168,12 @@ void vq_complete(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
 bool vq_grow_iov(struct vring_chain *chain, unsigned int used);
 void vq_release_iov(struct vq *vq, struct blk_req *req);
 
-/* blk.c: start the request of this head. A fault breaks the queue. */
-enum vring_fault blk_start(struct vq *vq, uint16_t head) REACTOR_ONLY;
+/*
+ * blk.c: start this request; descs are its descriptors where they are no longer in
+ * the ring (packed). A fault breaks the queue.
+ */
+enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
+			   const struct vring_desc_packed *descs) REACTOR_ONLY;
 uint64_t blk_features(const struct vhost_controller *c) CONTROL_ONLY;
 /* The configuration space as the guest sees it, zero-padded. */
 void blk_config(const struct vhost_controller *c, bool writeback,
@@ -164,7 +193,8 @@ struct vhost_vq {
 	unsigned int index;
 	uint32_t num;
 	uint64_t desc_uva, avail_uva, used_uva;
-	uint16_t base;			/* next avail entry, while not running */
+	uint64_t log_gpa;		/* of the used ring in the dirty log, DIRTY_LOG_NONE */
+	uint32_t base;			/* where it stands, while not running: vring_base() */
 	bool has_addr, kicked, enabled;
 	bool disabled;			/* said so, even where rings start enabled */
 	int kick_fd, call_fd, err_fd;
@@ -176,10 +206,12 @@ struct vhost_vq {
 	bool dirty;			/* wants an update */
 	bool broken;			/* by its driver, until that resets it */
 	bool failed;			/* could not be made; logged; until something changes */
+	bool held;			/* waits for a session that shares its memory; logged */
 };
 
 struct vhost_session {
 	struct list node;
+	struct list ending;		/* while it closes; see session.c */
 	struct vhost_controller *controller;
 	struct vhost_conn conn;
 	uint32_t vid, id;
@@ -193,6 +225,10 @@ struct vhost_session {
 	bool told_config;
 	bool listed;			/* started was logged */
 	struct guest_mem *mem;
+	struct guest_mem *log_mem;	/* one region: the dirty log */
+	struct guest_mem *inflight_mem;	/* one region: the in-flight region */
+	uint16_t inflight_queues;	/* it has room for, of inflight_num entries each */
+	uint16_t inflight_num;
 	int backend_fd;			/* our channel to the front end, -1: none */
 	uint64_t offered;		/* features at the time it connected */
 	bool busy;			/* inside a handler */
@@ -258,6 +294,11 @@ void session_close(struct vhost_session *s) CONTROL_ONLY;
 void session_reconcile(struct vhost_session *s) CONTROL_ONLY;
 /* Tell the front end that the configuration has changed. */
 void session_config_changed(struct vhost_session *s) CONTROL_ONLY;
+/*
+ * The same, once, to a front end that came back and did not ask: it never reads the
+ * configuration again by itself. For when a vq has been started.
+ */
+void session_announce_config(struct vhost_session *s) CONTROL_ONLY;
 /* Every vq wants an update (coalescing, cache mode). */
 void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
 void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
@@ -272,6 +313,8 @@ struct reactor *controller_pick_reactor(struct vhost_controller *c,
 					const struct vhost_session *s) CONTROL_ONLY;
 void controller_reactor_load(const struct reactor *r, int delta) CONTROL_ONLY;
 void controller_session_gone(struct vhost_controller *c) CONTROL_ONLY;
+/* A session is gone: others may have been waiting for the memory it shared. */
+void controllers_memory_released(void) CONTROL_ONLY;
 /* A vq of it has stopped: perhaps the bdev can be closed now. */
 void controller_vq_gone(struct vhost_controller *c) CONTROL_ONLY;
 

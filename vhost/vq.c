@@ -7,7 +7,9 @@
  * Every popped head is in exactly one of two states: its request is busy and
  * counted in inflight_now, or it has been pushed to the used ring. Completions of
  * one pass are pushed as they come and published together by the deferred
- * vq_publish(): one store of the used index, at most one call.
+ * vq_publish(): one store of the used index, at most one call. Where requests are
+ * tracked, and in packed rings, even the pushing waits for vq_publish(), because no
+ * request may be taken between the steps that end one.
  *
  * A vq that stops pops no more, waits until inflight_now is 0 and the last used
  * entry is published, and reports. A broken vq stays like that until the front
@@ -123,10 +125,62 @@ void vq_release_iov(struct vq *vq, struct blk_req *req)
 	vq->long_iovs = more;
 }
 
+/* Write the used entries that have been put off. */
+REACTOR_ONLY static void vq_write_used(struct vq *vq)
+{
+	uint16_t heads[BATCH], batch;
+
+	for (unsigned int done = 0; done < vq->ended_count;) {
+		unsigned int n = MIN(vq->ended_count - done, (unsigned int)BATCH);
+		const struct used_entry *e = &vq->ended[done];
+
+		done += n;
+		if (vq->vring.packed) {
+			for (; n-- > 0; e++) {
+				if (vq->fl)
+					inflight_push_packed(vq->fl, &vq->vring, e->head, e->count,
+							     e->len);
+				else
+					packed_push(&vq->vring, e->head, e->count, e->len);
+			}
+			continue;
+		}
+		batch = vq->fl->split->last_batch_head;
+		for (unsigned int i = 0; i < n; i++) {
+			heads[i] = e[i].head;
+			inflight_used(vq->fl, e[i].head, &batch);
+			vring_push(&vq->vring, e[i].head, e[i].len);
+		}
+		vring_show_used(&vq->vring);
+		inflight_published(vq->fl, &vq->vring, heads, n);
+	}
+	vq->ended_count = 0;
+}
+
+/* True when the guest wants to be called. */
+REACTOR_ONLY static bool vq_show(struct vq *vq)
+{
+	if (vq->ended)
+		vq_write_used(vq);
+	return vq->vring.packed ? packed_publish(&vq->vring) : vring_publish(&vq->vring);
+}
+
+REACTOR_ONLY static void vq_put_off(struct vq *vq, const struct blk_req *req)
+{
+	/* Only a driver that reuses what it was not given back gets this far. */
+	if (unlikely(vq->ended_count == vq->num))
+		vq_write_used(vq);
+	vq->ended[vq->ended_count++] = (struct used_entry){ req->used_len, req->head, req->count };
+}
+
 void vq_complete(struct vq *vq, struct blk_req *req)
 {
-	if (likely(!vq->detached))
-		vring_push(&vq->vring, req->head, req->used_len);
+	if (likely(!vq->detached)) {
+		if (vq->ended)
+			vq_put_off(vq, req);
+		else
+			vring_push(&vq->vring, req->head, req->used_len);
+	}
 	if (unlikely(req->iov != req->inline_iov))
 		vq_release_iov(vq, req);
 	req->busy = false;
@@ -153,7 +207,31 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 	reactor_signal_free(err);
 }
 
-REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
+/* False: the queue is broken. */
+REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head *head,
+					 const struct vring_desc_packed *descs)
+{
+	struct blk_req *req = &vq->reqs[head->id];
+	enum vring_fault fault = VRING_HEAD_BUSY;
+
+	if (likely(!req->busy)) {
+		req->busy = true;
+		req->count = head->count;
+		vq->inflight_now++;
+		fault = blk_start(vq, head, descs);
+		if (likely(fault == VRING_OK))
+			return true;
+		if (vq->fl)
+			inflight_forget(vq->fl, head->id);
+		vq_release_iov(vq, req);
+		req->busy = false;
+		vq->inflight_now--;
+	}
+	vq_break(vq, fault, head->id);
+	return false;
+}
+
+REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 {
 	uint16_t heads[BATCH];
 	int n = vring_pop(&vq->vring, heads, BATCH);
@@ -167,25 +245,63 @@ REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
 		__builtin_prefetch(&vq->reqs[heads[i]]);
 	}
 	for (int i = 0; i < n; i++) {
-		struct blk_req *req = &vq->reqs[heads[i]];
-		enum vring_fault fault = VRING_HEAD_BUSY;
+		struct packed_head head = { .id = heads[i] };
 
-		if (likely(!req->busy)) {
-			req->busy = true;
-			vq->inflight_now++;
-			fault = blk_start(vq, heads[i]);
-			if (likely(fault == VRING_OK))
-				continue;
-			vq_release_iov(vq, req);
-			req->busy = false;
-			vq->inflight_now--;
-		}
-		vq_break(vq, fault, heads[i]);
-		break;
+		if (vq->fl && likely(!vq->reqs[heads[i]].busy))
+			inflight_take(vq->fl, heads[i]);
+		if (unlikely(!vq_begin(vq, &head, NULL)))
+			break;
 	}
+	return (unsigned int)n;
+}
+
+REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
+{
+	struct packed_head heads[BATCH];
+	int n = packed_pop(&vq->vring, heads, BATCH);
+
+	if (unlikely(n < 0)) {
+		vq_break(vq, (enum vring_fault)-n, 0);
+		return 0;
+	}
+	for (int i = 0; i < n; i++)
+		__builtin_prefetch(&vq->reqs[heads[i].id]);
+	for (int i = 0; i < n; i++) {
+		if (vq->fl && likely(!vq->reqs[heads[i].id].busy))
+			inflight_take_packed(vq->fl, &vq->vring, &heads[i]);
+		if (unlikely(!vq_begin(vq, &heads[i], NULL)))
+			break;
+	}
+	return (unsigned int)n;
+}
+
+REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
+{
+	unsigned int n = vq->vring.packed ? serve_packed(vq) : serve_split(vq);
+
 	counter_add(&vq->requests, (uint64_t)n);
 	counter_set(&vq->inflight, vq->inflight_now);
-	return (unsigned int)n;
+	return n;
+}
+
+/* What a back end before us had in flight, in the order in which it took them. */
+REACTOR_ONLY static void vq_resubmit(struct vq *vq)
+{
+	struct vring_desc_packed descs[VRING_SIZE_MAX];
+	struct inflight *fl = vq->fl;
+
+	if (!fl || fl->again_count == 0)
+		return;
+	log_info("%s: resubmitting %u requests that were in flight", vq->name, fl->again_count);
+	for (unsigned int i = 0; i < fl->again_count; i++) {
+		if (fl->packed)
+			inflight_descs(fl, &fl->again[i], descs);
+		if (!vq_begin(vq, &fl->again[i].head, fl->packed ? descs : NULL))
+			break;
+	}
+	counter_add(&vq->requests, fl->again_count);
+	counter_set(&vq->inflight, vq->inflight_now);
+	fl->again_count = 0;
 }
 
 static unsigned int vq_poll(struct poller *p)
@@ -242,7 +358,7 @@ static void vq_publish(struct defer *d)
 	struct vq *vq = container_of(d, struct vq, publish);
 
 	reactor_assert();
-	if (likely(!vq->detached) && vring_publish(&vq->vring))
+	if (likely(!vq->detached) && vq_show(vq))
 		vq_notify(vq);
 	counter_set(&vq->inflight, vq->inflight_now);
 	if (unlikely(vq->stopping) && vq->inflight_now == 0)
@@ -261,6 +377,13 @@ static void start_msg(struct msg *msg)
 	vq->interval_start = reactor_now();
 	vring_disable_kick(&vq->vring);
 	reactor_poller_add(&vq->poller);
+	/*
+	 * A back end before us may have published used entries and died before its
+	 * call; and requests that were kicked for may not have been seen.
+	 */
+	if (vq->call)
+		reactor_signal_send(vq->call);
+	vq_resubmit(vq);
 }
 
 static void stop_msg(struct msg *msg)
@@ -285,7 +408,16 @@ static void updated_msg(struct msg *msg)
 		guest_mem_put(vq->mem);
 		vq->mem = vq->update.mem;
 	}
+	guest_mem_put(vq->log_mem);
+	vq->log_mem = vq->update.log_mem;
 	session_vq_updated(vq->owner);
+}
+
+static void set_log(struct vq *vq, const struct vq_update *u)
+{
+	vq->log = u->log;
+	vq->vring.log = u->log_mem ? &vq->log : NULL;
+	vq->vring.log_used = u->log_used;
 }
 
 static void update_msg(struct msg *msg)
@@ -300,6 +432,7 @@ static void update_msg(struct msg *msg)
 	vq->coalescing_us = u->coalescing_us;
 	vq->coalescing_iops = u->coalescing_iops;
 	vq->err_fd = u->err_fd;
+	set_log(vq, u);
 	if (!u->coalescing_us)
 		vq->call_delay = 0;
 	reactor_signal_free(vq->call);
@@ -331,6 +464,22 @@ void vq_update(struct vq *vq)
 {
 	vq->msg.fn = update_msg;
 	reactor_post(vq->reactor, &vq->msg);
+}
+
+CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p)
+{
+	int rc;
+
+	if (p->inflight_mem || vq->vring.packed) {
+		vq->ended = calloc(p->ring.num, sizeof(vq->ended[0]));
+		if (!vq->ended)
+			return -ENOMEM;
+	}
+	if (!p->inflight_mem)
+		return 0;
+	vq->inflight_mem = guest_mem_get(p->inflight_mem);
+	rc = inflight_create(p->inflight, p->inflight_num, &vq->vring, &vq->fl);
+	return rc == -EINVAL ? -EBADMSG : rc;
 }
 
 static int reqs_create(struct vq *vq, uint32_t num)
@@ -378,8 +527,12 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	vq->call_timer.fn = call_timer_fired;
 	snprintf(vq->name, sizeof(vq->name), "%s.q%u", p->name, p->owner->index);
 	rc = vring_init(&vq->vring, &p->ring);
+	if (rc == 0)
+		rc = tracking_create(vq, p);
 	if (rc < 0)
 		goto fail;
+	vq->log_mem = p->update.log_mem ? guest_mem_get(p->update.log_mem) : NULL;
+	set_log(vq, &p->update);
 	rc = -ENOMEM;
 	if (p->desc && p->desc->bdev) {
 		vq->ch = bdev_channel_get(p->desc, p->reactor);
@@ -412,5 +565,9 @@ void vq_free(struct vq *vq)
 			       reactor_numa_node(vq->reactor));
 	bdev_channel_put(vq->ch);
 	guest_mem_put(vq->mem);
+	guest_mem_put(vq->inflight_mem);
+	guest_mem_put(vq->log_mem);
+	inflight_free(vq->fl);
+	free(vq->ended);
 	free(vq);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Split virtqueues.
+ * Split virtqueues, and what both kinds of ring share.
  *
  * Barriers. The guest fills descriptors and the avail ring, then stores the
  * avail index (release); we load it with acquire. We fill used entries and store
@@ -10,11 +10,8 @@
  * it sleeps), and asking for kicks before looking at the avail index again. Both
  * use sequentially consistent accesses, on x86 one xchg.
  */
-#include "vhost/vring.h"
+#include "vhost/vring_internal.h"
 
-#define DESC_NEXT 1
-#define DESC_WRITE 2
-#define DESC_INDIRECT 4
 #define NO_INTERRUPT 1
 #define NO_NOTIFY 1
 
@@ -22,6 +19,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endi
 
 /* An indirect table that lies in more than one region is gathered here. */
 static _Thread_local struct vring_desc_split gathered[VRING_CHAIN_MAX];
+_Static_assert(sizeof(struct vring_desc_split) == sizeof(struct vring_desc_packed),
+	       "one room for both kinds of table");
 
 const char *vring_fault_text(enum vring_fault fault)
 {
@@ -43,13 +42,10 @@ const char *vring_fault_text(enum vring_fault fault)
 	return texts[fault];
 }
 
-int vring_init(struct vring *vr, const struct vring_params *p)
+static int split_init(struct vring *vr, const struct vring_params *p)
 {
 	uint16_t *avail, *used;
 
-	if (p->num == 0 || p->num > VRING_SIZE_MAX || (p->num & (p->num - 1)))
-		return -EINVAL;
-	*vr = (struct vring){ 0 };
 	vr->desc = guest_mem_from_uva(p->mem, p->desc_uva, 16ull * p->num);
 	/* flags, idx, the ring, and the event word behind it */
 	avail = guest_mem_from_uva(p->mem, p->avail_uva, 6 + 2ull * p->num);
@@ -59,8 +55,6 @@ int vring_init(struct vring *vr, const struct vring_params *p)
 	/* Ours must be aligned, whatever the front end's own addresses are. */
 	if (((uintptr_t)vr->desc & 7) || ((uintptr_t)avail & 1) || ((uintptr_t)used & 3))
 		return -EINVAL;
-	vr->num = (uint16_t)p->num;
-	vr->mask = (uint16_t)(p->num - 1);
 	vr->avail_flags = (_Atomic uint16_t *)&avail[0];
 	vr->avail_idx = (_Atomic uint16_t *)&avail[1];
 	vr->avail_ring = &avail[2];
@@ -69,13 +63,33 @@ int vring_init(struct vring *vr, const struct vring_params *p)
 	vr->used_idx_ptr = (_Atomic uint16_t *)&used[1];
 	vr->used_ring = (void *)&used[2];
 	vr->avail_event = (_Atomic uint16_t *)(void *)&vr->used_ring[p->num];
-	vr->mem = p->mem;
-	vr->hint = &p->mem->spans[0];
-	vr->event_idx = p->event_idx;
-	vr->indirect = p->indirect;
-	vr->last_avail = p->base;
+	vr->last_avail = (uint16_t)p->base;
 	vr->used_idx = atomic_load_explicit(vr->used_idx_ptr, memory_order_relaxed);
 	return 0;
+}
+
+int vring_init(struct vring *vr, const struct vring_params *p)
+{
+	if (p->num == 0 || p->num > VRING_SIZE_MAX || (p->num & (p->num - 1)))
+		return -EINVAL;
+	*vr = (struct vring){
+		.num = (uint16_t)p->num,
+		.mask = (uint16_t)(p->num - 1),
+		.mem = p->mem,
+		.hint = &p->mem->spans[0],
+		.log_used = DIRTY_LOG_NONE,
+		.event_idx = p->event_idx,
+		.indirect = p->indirect,
+	};
+	return p->packed ? packed_init(vr, p) : split_init(vr, p);
+}
+
+uint32_t vring_base(const struct vring *vr)
+{
+	if (!vr->packed)
+		return vr->last_avail;
+	return vr->last_avail | (uint32_t)vr->avail_wrap << 15 | (uint32_t)vr->used_idx << 16 |
+	       (uint32_t)vr->used_wrap << 31;
 }
 
 int vring_pop(struct vring *vr, uint16_t *heads, unsigned int max)
@@ -111,8 +125,7 @@ static inline struct vring_desc_split desc_load(const struct vring_desc_split *d
 	return copy;
 }
 
-COLD static const struct vring_desc_split *gather_table(struct vring *vr, uint64_t gpa,
-							uint64_t len)
+COLD static const void *gather_table(struct vring *vr, uint64_t gpa, uint64_t len)
 {
 	uint8_t *to = (uint8_t *)gathered;
 
@@ -130,57 +143,24 @@ COLD static const struct vring_desc_split *gather_table(struct vring *vr, uint64
 	return gathered;
 }
 
-static enum vring_fault enter_table(struct vring *vr, const struct vring_desc_split *d,
-				    const struct vring_desc_split **table, unsigned int *size)
+enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint32_t len, const void **table,
+			     unsigned int *size)
 {
 	uint64_t contiguous;
 
-	if (!vr->indirect || (d->flags & DESC_NEXT) || d->len == 0 || d->len % 16)
+	if (!vr->indirect || len == 0 || len % 16)
 		return VRING_INDIRECT;
-	if (d->len / 16 > VRING_CHAIN_MAX)
+	if (len / 16 > VRING_CHAIN_MAX)
 		return VRING_LOOP;
-	*size = d->len / 16;
-	*table = guest_mem_translate(vr->mem, &vr->hint, d->addr, d->len, &contiguous);
+	*size = len / 16;
+	*table = guest_mem_translate(vr->mem, &vr->hint, gpa, len, &contiguous);
 	if (!*table)
 		return VRING_ADDRESS;
 	/* An unaligned table is copied as well: its words must load whole. */
-	if (unlikely(contiguous < d->len || ((uintptr_t)*table & 7))) {
-		*table = gather_table(vr, d->addr, d->len);
+	if (unlikely(contiguous < len || ((uintptr_t)*table & 7))) {
+		*table = gather_table(vr, gpa, len);
 		if (!*table)
 			return VRING_ADDRESS;
-	}
-	return VRING_OK;
-}
-
-/* Append one buffer, which may lie in several regions. */
-static inline enum vring_fault add_buffer(struct vring *vr, const struct vring_desc_split *d,
-					  struct vring_chain *c)
-{
-	unsigned int used = c->out + c->in;
-	uint64_t gpa = d->addr, left = d->len;
-
-	while (left > 0) {
-		uint64_t n;
-		void *hva = guest_mem_translate(vr->mem, &vr->hint, gpa, left, &n);
-
-		if (unlikely(!hva))
-			return VRING_ADDRESS;
-		if (unlikely(used == c->cap)) {
-			if (!c->grow || !c->grow(c, used))
-				return used >= VRING_CHAIN_MAX ? VRING_LOOP : VRING_NO_MEMORY;
-		}
-		c->iov[used].iov_base = hva;
-		c->iov[used].iov_len = n;
-		used++;
-		gpa += n;
-		left -= n;
-	}
-	if (d->flags & DESC_WRITE) {
-		c->in = used - c->out;
-		c->in_bytes += d->len;
-	} else {
-		c->out = used;
-		c->out_bytes += d->len;
 	}
 	return VRING_OK;
 }
@@ -189,6 +169,7 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 {
 	const struct vring_desc_split *table = vr->desc;
 	unsigned int size = vr->num, left = vr->num, next = head;
+	const void *indirect;
 	enum vring_fault fault;
 	bool inside = false;	/* an indirect table */
 
@@ -204,29 +185,31 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 		d = desc_load(&table[next]);
 		if (d.flags & DESC_INDIRECT) {
 			/* Not by the table's address: a guest may point one at the ring itself. */
-			if (unlikely(inside))
+			if (unlikely(inside || (d.flags & DESC_NEXT)))
 				return VRING_INDIRECT;
 			inside = true;
-			fault = enter_table(vr, &d, &table, &size);
+			fault = vring_table(vr, d.addr, d.len, &indirect, &size);
 			if (unlikely(fault))
 				return fault;
+			table = indirect;
 			left = size;
 			next = 0;
 			continue;
 		}
-		if (unlikely(d.len == 0))
-			return VRING_ZERO_LENGTH;
-		if (unlikely(d.addr + d.len < d.addr))
-			return VRING_ADDRESS;
-		if (unlikely(!(d.flags & DESC_WRITE) && c->in > 0))
-			return VRING_ORDER;
-		fault = add_buffer(vr, &d, c);
+		fault = vring_add_buffer(vr, d.addr, d.len, d.flags, c);
 		if (unlikely(fault))
 			return fault;
 		if (!(d.flags & DESC_NEXT))
 			return VRING_OK;
 		next = d.next;
 	}
+}
+
+void vring_show_used(struct vring *vr)
+{
+	atomic_store_explicit(vr->used_idx_ptr, vr->used_idx, memory_order_release);
+	if (unlikely(vr->log))
+		vring_log_used(vr, 2, sizeof(vr->used_idx));
 }
 
 bool vring_publish(struct vring *vr)
@@ -239,6 +222,8 @@ bool vring_publish(struct vring *vr)
 	 * wish: it re-reads the used index after stating that wish.
 	 */
 	atomic_store_explicit(vr->used_idx_ptr, new, memory_order_seq_cst);
+	if (unlikely(vr->log))
+		vring_log_used(vr, 2, sizeof(new));
 	if (!vr->event_idx)
 		return !(atomic_load_explicit(vr->avail_flags, memory_order_seq_cst) &
 			 NO_INTERRUPT);
@@ -251,21 +236,36 @@ bool vring_publish(struct vring *vr)
 	return (uint16_t)(new - event - 1) < (uint16_t)(new - old);
 }
 
+static void log_kick(const struct vring *vr)
+{
+	if (unlikely(vr->log))
+		vring_log_used(vr, vr->event_idx ? USED_RING + 8ull * vr->num : 0,
+			       sizeof(uint16_t));
+}
+
 bool vring_enable_kick(struct vring *vr)
 {
+	if (vr->packed)
+		return packed_enable_kick(vr);
 	if (vr->event_idx)
 		atomic_store_explicit(vr->avail_event, vr->last_avail, memory_order_seq_cst);
 	else
 		atomic_store_explicit(vr->used_flags, 0, memory_order_seq_cst);
+	log_kick(vr);
 	return atomic_load_explicit(vr->avail_idx, memory_order_seq_cst) != vr->last_avail;
 }
 
 void vring_disable_kick(struct vring *vr)
 {
+	if (vr->packed) {
+		packed_disable_kick(vr);
+		return;
+	}
 	/* An event index just behind us is crossed once in 65536 requests. */
 	if (vr->event_idx)
 		atomic_store_explicit(vr->avail_event, (uint16_t)(vr->last_avail - 1),
 				      memory_order_relaxed);
 	else
 		atomic_store_explicit(vr->used_flags, NO_NOTIFY, memory_order_relaxed);
+	log_kick(vr);
 }

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Virtqueues in guest memory, device side (VIRTIO 1.2, section 2.7). Everything
- * in a ring but our own used index is written by the guest while we look: each
- * word is read once into a local and checked there.
+ * Virtqueues in guest memory, device side (VIRTIO 1.2, sections 2.7 and 2.8). All
+ * in a ring but what we write ourselves is written by the guest while we look:
+ * each word is read once into a local and checked there.
+ *
+ * One struct serves both kinds of ring. What differs has a function for each: a
+ * split ring names a request by its head descriptor, which stays in its table; a
+ * packed one by a buffer id, beside the place and number of its descriptors.
  *
  * Owned by the reactor that polls the queue. Nothing here logs; a broken ring is
  * reported as an enum vring_fault, for the caller to act on.
@@ -11,6 +15,7 @@
 #define SPINDLE_VRING_H
 
 #include "reactor/base.h"
+#include "vhost/dirty_log.h"
 #include "vhost/guest_mem.h"
 
 #include <sys/uio.h>
@@ -18,6 +23,7 @@
 /* Feature bits (VIRTIO 1.2, section 6). */
 #define VRING_F_INDIRECT_DESC 28
 #define VRING_F_EVENT_IDX 29
+#define VRING_F_PACKED 34
 
 #define VRING_SIZE_MAX 1024	/* entries: what QEMU allows */
 /* Data segments, plus a header and status cut to bytes. */
@@ -47,8 +53,23 @@ struct vring_desc_split {
 	uint16_t next;
 };
 
+struct vring_desc_packed {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t id;
+	uint16_t flags;
+};
+
+/* Event suppression of a packed ring. */
+struct vring_event {
+	_Atomic uint16_t off_wrap, flags;
+};
+
 struct vring {
 	/* Read-mostly. */
+	struct vring_desc_packed *packed;	/* NULL: a split ring */
+	struct vring_event *driver_event;	/* when to call */
+	struct vring_event *device_event;	/* when to kick */
 	struct vring_desc_split *desc;
 	_Atomic uint16_t *avail_idx;
 	const uint16_t *avail_ring;
@@ -61,12 +82,17 @@ struct vring {
 	_Atomic uint16_t *avail_flags, *used_flags;
 	const struct guest_mem *mem;
 	const struct mem_span *hint;
+	const struct dirty_log *log;	/* NULL: what we write is not logged */
+	uint64_t log_used;	/* guest address of the used ring; DIRTY_LOG_NONE: not logged */
 	uint16_t num, mask;
 	bool event_idx, indirect;
 	/* Ours. */
 	uint16_t last_avail;	/* next avail entry to look at */
 	uint16_t used_idx;	/* next used entry to write; published by vring_publish() */
+	bool avail_wrap, used_wrap;	/* packed: wrap counters of both */
+	uint16_t room;		/* packed: descriptors that may be made available */
 	uint16_t signalled;	/* used index at the last call */
+	uint16_t fresh;		/* packed: descriptors used since the last call */
 	bool signalled_valid;
 };
 
@@ -74,20 +100,52 @@ struct vring_params {
 	const struct guest_mem *mem;
 	uint64_t desc_uva, avail_uva, used_uva;	/* front-end addresses */
 	uint32_t num;				/* power of two, <= VRING_SIZE_MAX */
-	uint16_t base;				/* next avail entry */
-	bool event_idx, indirect;
+	uint32_t base;				/* as vring_base() told it */
+	bool event_idx, indirect, packed;
 };
 /* -EFAULT: a part lies outside the memory; -EINVAL: misaligned or bad size. */
 int vring_init(struct vring *vr, const struct vring_params *params);
 
+/* Where the entries of a split used ring start: behind flags and idx. */
+#define USED_RING 4u
+
+/* Log a write of `len` bytes at `offset` in the used ring (packed: the device's event area). */
+static inline void vring_log_used(const struct vring *vr, uint64_t offset, uint64_t len)
+{
+	if (vr->log_used != DIRTY_LOG_NONE)
+		dirty_log_range(vr->log, vr->log_used + offset, len);
+}
+
+/*
+ * Where the ring stands, in vhost-user's terms: the next avail entry of a split
+ * ring; of a packed one the next avail and used places with their wrap counters.
+ */
+uint32_t vring_base(const struct vring *vr);
+
+#define PACKED_AVAIL (1u << 7)
+#define PACKED_USED (1u << 15)
+
+/* Whether a descriptor with these flags is available in the lap of this wrap counter. */
+static inline bool packed_is_avail(uint16_t flags, bool wrap)
+{
+	return !(flags & PACKED_AVAIL) != wrap && !(flags & PACKED_USED) == wrap;
+}
+
+static inline uint16_t packed_flags(const struct vring_desc_packed *d)
+{
+	return __atomic_load_n(&d->flags, __ATOMIC_RELAXED);
+}
+
 /* One load and one compare. */
 static inline bool vring_empty(const struct vring *vr)
 {
+	if (vr->packed)
+		return !packed_is_avail(packed_flags(&vr->packed[vr->last_avail]), vr->avail_wrap);
 	return atomic_load_explicit(vr->avail_idx, memory_order_relaxed) == vr->last_avail;
 }
 
 /*
- * Take at most max heads, in order. The number, or the negated fault; heads
+ * Split: take at most max heads, in order. The number, or the negated fault; heads
  * before a bad one are delivered first.
  */
 int vring_pop(struct vring *vr, uint16_t *heads, unsigned int max);
@@ -107,22 +165,43 @@ struct vring_chain {
 };
 enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *chain);
 
+/* Packed: a request's id, and the descriptors it has in the ring. */
+struct packed_head {
+	uint16_t id, first, count;
+};
+/* Packed: as vring_pop(). */
+int packed_pop(struct vring *vr, struct packed_head *heads, unsigned int max);
+/*
+ * Packed: as vring_map(). The descriptors are those at head->first in the ring, or
+ * the first head->count of table where that is given.
+ */
+enum vring_fault packed_map(struct vring *vr, const struct vring_desc_packed *table,
+			    const struct packed_head *head, struct vring_chain *chain);
+/* Packed: write a used entry for a request of `count` descriptors; the guest sees it at once. */
+void packed_push(struct vring *vr, uint16_t id, uint16_t count, uint32_t len);
+
 static inline void vring_prefetch(const struct vring *vr, uint16_t head)
 {
 	__builtin_prefetch(&vr->desc[head]);
 }
 
-/* Write a used entry; the guest sees it after vring_publish(). */
+/* Split: write a used entry; the guest sees it after vring_publish(). */
 static inline void vring_push(struct vring *vr, uint16_t head, uint32_t len)
 {
-	struct vring_used_elem_split *elem = &vr->used_ring[vr->used_idx++ & vr->mask];
+	unsigned int i = vr->used_idx++ & vr->mask;
+	struct vring_used_elem_split *elem = &vr->used_ring[i];
 
 	elem->id = head;
 	elem->len = len;
+	if (unlikely(vr->log))
+		vring_log_used(vr, USED_RING + i * sizeof(*elem), sizeof(*elem));
 }
 
+/* Split: publish what was pushed, with no look at what the guest wants. */
+void vring_show_used(struct vring *vr);
 /* Publish what was pushed; true when the guest wants to be called. */
 bool vring_publish(struct vring *vr);
+bool packed_publish(struct vring *vr);
 
 /* Ask to be kicked; true when there is work already. */
 bool vring_enable_kick(struct vring *vr);

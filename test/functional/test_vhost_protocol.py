@@ -161,10 +161,12 @@ class OneByteAtATime:
 
     def backward(self):
         while True:
-            data = self.far.recv(4096)
+            data, fds, _, _ = socket.recv_fds(self.far, 4096, 1)
             if not data:
                 break
-            self.near.sendall(data)
+            socket.send_fds(self.near, [data], fds)
+            for fd in fds:
+                os.close(fd)
         self.near.close()
 
     def close(self):

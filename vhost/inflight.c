@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * In-flight tracking. A back end may be killed between any two stores, so their
+ * order is all there is: each step leaves a region from which the next back end
+ * can tell what the driver has been told. Stores are released in program order;
+ * nothing here protects against a crash of the machine, which the guest shares.
+ *
+ * Split. A request's entry is marked when it is taken. At the end of a pass the
+ * entries of the batch are linked from last_batch_head, the used index is made
+ * visible, the marks are cleared, and the region's used_idx follows. Where the two
+ * indices differ, the difference is the number of the batch's requests that the
+ * driver has seen.
+ *
+ * Packed. Descriptors are overwritten by used entries, so a request's are copied
+ * into entries of the region, which have a free list. Every used entry is a batch
+ * of its own: free list and used place move on, the descriptor is marked used, the
+ * mark is cleared, and the old_ copies follow. Where copies differ, the ring's
+ * descriptor at old_used_idx tells whether the driver can have seen the entry.
+ */
+#include "vhost/inflight.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define VERSION 1
+#define ALIGNMENT 64u
+
+_Static_assert(sizeof(struct inflight_split) == 16, "the specification's layout");
+_Static_assert(sizeof(struct inflight_split_desc) == 16, "the specification's layout");
+_Static_assert(offsetof(struct inflight_packed, padding) == 22, "the specification's layout");
+_Static_assert(offsetof(struct inflight_packed, used_idx) == 16, "one aligned word");
+_Static_assert(sizeof(struct inflight_packed) == 32, "the specification's layout");
+_Static_assert(sizeof(struct inflight_packed_desc) == 32, "the specification's layout");
+
+/* Each store is done before the next, as far as this machine's other processes see. */
+#define STORE(lvalue, value) __atomic_store_n(&(lvalue), (value), __ATOMIC_RELEASE)
+
+uint64_t inflight_size(uint32_t queue_size, bool packed)
+{
+	uint64_t size = packed ?
+		sizeof(struct inflight_packed) + queue_size * sizeof(struct inflight_packed_desc) :
+		sizeof(struct inflight_split) + queue_size * sizeof(struct inflight_split_desc);
+
+	return (size + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
+}
+
+static int by_counter(const void *a, const void *b)
+{
+	const struct inflight_head *x = a, *y = b;
+
+	if (x->counter != y->counter)
+		return x->counter < y->counter ? -1 : 1;
+	/* Equal ones are a stranger's; any order will do, if it is one. */
+	return (int)x->entry - (int)y->entry;
+}
+
+static void sort_again(struct inflight *fl)
+{
+	if (fl->again_count == 0)
+		return;
+	qsort(fl->again, fl->again_count, sizeof(fl->again[0]), by_counter);
+	fl->counter = fl->again[fl->again_count - 1].counter + 1;
+}
+
+/* ------- split ------- */
+
+/* The driver has seen the last batch: it is not in flight, whatever its marks say. */
+static bool split_settle(struct inflight_split *r, uint16_t used, uint16_t num)
+{
+	uint16_t seen = (uint16_t)(used - r->used_idx), i = r->last_batch_head;
+
+	if (seen > num)
+		return false;
+	while (seen-- > 0) {
+		if (i >= num)
+			return false;
+		STORE(r->desc[i].inflight, 0);
+		i = __atomic_load_n(&r->desc[i].next, __ATOMIC_RELAXED);
+	}
+	STORE(r->used_idx, used);
+	return true;
+}
+
+static bool split_idle(const struct inflight_split *r, uint16_t num)
+{
+	for (uint16_t i = 0; i < num; i++) {
+		if (r->desc[i].inflight)
+			return false;
+	}
+	return true;
+}
+
+static int split_open(struct inflight *fl, struct vring *vr)
+{
+	struct inflight_split *r = fl->split;
+	bool known = r->version == VERSION && r->desc_num == fl->num;
+
+	/* A driver that was reset starts at 0 again, in a region that has nothing left to do. */
+	if (r->version == 0 || (known && r->used_idx != vr->used_idx && split_idle(r, fl->num))) {
+		memset(r->desc, 0, fl->num * sizeof(r->desc[0]));
+		r->features = 0;
+		r->desc_num = fl->num;
+		r->last_batch_head = 0;
+		/* Not 0: the ring may have been in use before. */
+		r->used_idx = vr->used_idx;
+		STORE(r->version, VERSION);
+		return 0;
+	}
+	if (!known || !split_settle(r, vr->used_idx, fl->num))
+		return -EINVAL;
+	for (uint16_t i = 0; i < fl->num; i++) {
+		struct inflight_split_desc d = r->desc[i];
+
+		if (!d.inflight)
+			continue;
+		if (i >= vr->num)
+			return -EINVAL;
+		fl->again[fl->again_count++] = (struct inflight_head){
+			.head = { .id = i }, .counter = d.counter, .entry = i,
+		};
+	}
+	if (fl->again_count > 0)
+		vr->last_avail = (uint16_t)(vr->used_idx + fl->again_count);
+	sort_again(fl);
+	return 0;
+}
+
+void inflight_published(struct inflight *fl, const struct vring *vr, const uint16_t *heads,
+			unsigned int count)
+{
+	struct inflight_split *r = fl->split;
+
+	for (unsigned int i = 0; i < count; i++)
+		STORE(r->desc[heads[i]].inflight, 0);
+	STORE(r->used_idx, vr->used_idx);
+}
+
+/* ------- packed ------- */
+
+/* One used entry may be half done: finish it, or take it back. */
+static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uint16_t num)
+{
+	uint16_t i = r->free_head, flags;
+
+	if (r->used_idx >= vr->num || r->old_used_idx >= vr->num || i >= num ||
+	    r->old_free_head >= num)
+		return false;
+	if (r->used_idx == r->old_used_idx && r->used_wrap == r->old_used_wrap) {
+		STORE(r->old_free_head, i);
+		return true;
+	}
+	flags = packed_flags(&vr->packed[r->old_used_idx]);
+	if (packed_is_avail(flags, r->old_used_wrap)) {
+		STORE(r->free_head, r->old_free_head);
+		STORE(r->used_idx, r->old_used_idx);
+		STORE(r->used_wrap, r->old_used_wrap);
+		return true;
+	}
+	/* Others batch: every request freed since is one that the driver has seen. */
+	for (uint16_t n = 0; i != r->old_free_head; n++) {
+		uint16_t last = r->desc[i].last;
+
+		if (n == num || last >= num)
+			return false;
+		STORE(r->desc[i].inflight, 0);
+		i = __atomic_load_n(&r->desc[last].next, __ATOMIC_RELAXED);
+		if (i >= num)
+			return false;
+	}
+	STORE(r->old_free_head, r->free_head);
+	STORE(r->old_used_idx, r->used_idx);
+	STORE(r->old_used_wrap, r->used_wrap);
+	return true;
+}
+
+/* Link every entry that is in no request: what the free list was does not matter. */
+static void packed_link_free(struct inflight *fl, const bool *taken)
+{
+	struct inflight_packed *r = fl->packed;
+	uint16_t last = UINT16_MAX;
+
+	for (uint16_t i = 0; i < fl->num; i++) {
+		if (taken[i])
+			continue;
+		if (last == UINT16_MAX)
+			fl->free_head = i;
+		else
+			fl->next[last] = i;
+		last = i;
+	}
+	for (uint16_t i = 0; i < fl->num; i++)
+		STORE(r->desc[i].next, fl->next[i]);
+	STORE(r->free_head, fl->free_head);
+	STORE(r->old_free_head, fl->free_head);
+}
+
+/* The entries of the request at i; false when they cannot be that. */
+static bool packed_collect(struct inflight *fl, uint16_t i, uint16_t ring, bool *taken)
+{
+	const struct inflight_packed_desc *d = fl->packed->desc;
+	struct inflight_head h = { .counter = d[i].counter, .entry = i };
+	uint16_t count = d[i].num, last = i, at = i;
+
+	if (count == 0 || count > ring)
+		return false;
+	for (uint16_t n = 0; n < count; n++) {
+		if (at >= fl->num || taken[at])
+			return false;
+		taken[at] = true;
+		if (n > 0)
+			fl->next[last] = at;
+		last = at;
+		at = d[at].next;
+	}
+	h.head.id = d[last].id;
+	h.head.count = count;
+	if (h.head.id >= ring)
+		return false;
+	for (unsigned int k = 0; k < fl->again_count; k++) {
+		if (fl->again[k].head.id == h.head.id)
+			return false;
+	}
+	fl->of_id[h.head.id].first = i;
+	fl->of_id[h.head.id].last = last;
+	fl->again[fl->again_count++] = h;
+	return true;
+}
+
+static int packed_recover(struct inflight *fl, struct vring *vr, bool *taken)
+{
+	struct inflight_packed *r = fl->packed;
+	uint32_t total = 0, at;
+
+	if (r->version != VERSION || r->desc_num != fl->num || !packed_settle(r, vr, fl->num))
+		return -EINVAL;
+	for (uint16_t i = 0; i < fl->num; i++) {
+		if (!r->desc[i].inflight)
+			continue;
+		if (!packed_collect(fl, i, vr->num, taken))
+			return -EINVAL;
+		total += fl->again[fl->again_count - 1].head.count;
+	}
+	if (total > vr->num)
+		return -EINVAL;
+	/* No front end knows where a packed ring stands when its back end is gone: we do. */
+	vr->used_idx = r->used_idx;
+	vr->used_wrap = r->used_wrap & 1;
+	at = vr->used_idx + total;
+	vr->last_avail = (uint16_t)(at & vr->mask);
+	vr->avail_wrap = vr->used_wrap ^ (at >= vr->num);
+	vr->room = (uint16_t)(vr->num - total);
+	sort_again(fl);
+	return 0;
+}
+
+static int packed_open(struct inflight *fl, struct vring *vr)
+{
+	struct inflight_packed *r = fl->packed;
+	bool *taken = calloc(fl->num, sizeof(*taken));
+	int rc = 0;
+
+	if (!taken)
+		return -ENOMEM;
+	if (r->version == 0) {
+		memset(r->desc, 0, fl->num * sizeof(r->desc[0]));
+		r->features = 0;
+		r->desc_num = fl->num;
+		r->used_idx = r->old_used_idx = vr->used_idx;
+		r->used_wrap = r->old_used_wrap = vr->used_wrap;
+	} else {
+		rc = packed_recover(fl, vr, taken);
+	}
+	if (rc == 0) {
+		packed_link_free(fl, taken);
+		STORE(r->version, VERSION);
+	}
+	free(taken);
+	return rc;
+}
+
+void inflight_take_packed(struct inflight *fl, const struct vring *vr,
+			  const struct packed_head *head)
+{
+	struct inflight_packed *r = fl->packed;
+	uint16_t first = fl->free_head, last = first, at = first;
+
+	/* vr->room has seen to it that the entries suffice. */
+	for (uint16_t n = 0; n < head->count; n++) {
+		const struct vring_desc_packed *d = &vr->packed[(head->first + n) & vr->mask];
+		struct inflight_packed_desc *e = &r->desc[at];
+
+		e->addr = __atomic_load_n(&d->addr, __ATOMIC_RELAXED);
+		e->len = __atomic_load_n(&d->len, __ATOMIC_RELAXED);
+		e->flags = __atomic_load_n(&d->flags, __ATOMIC_RELAXED);
+		e->id = head->id;
+		last = at;
+		at = fl->next[at];
+	}
+	r->desc[first].num = head->count;
+	r->desc[first].last = last;
+	r->desc[first].counter = fl->counter++;
+	STORE(r->desc[first].inflight, 1);
+	fl->of_id[head->id].first = first;
+	fl->of_id[head->id].last = last;
+	fl->free_head = at;
+	STORE(r->free_head, at);
+	STORE(r->old_free_head, at);
+}
+
+typedef uint64_t word __attribute__((may_alias));
+
+/* The used place, its wrap counter and their old copies: in one store, as one step. */
+static inline void store_used(struct inflight_packed *r, uint16_t idx, bool wrap,
+			      uint16_t old_idx, bool old_wrap)
+{
+	word step = idx | (uint64_t)old_idx << 16 | (uint64_t)wrap << 32 | (uint64_t)old_wrap << 40;
+
+	__atomic_store_n((word *)(void *)&r->used_idx, step, __ATOMIC_RELEASE);
+}
+
+void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, uint16_t count,
+			  uint32_t len)
+{
+	struct inflight_packed *r = fl->packed;
+	uint16_t first = fl->of_id[id].first, last = fl->of_id[id].last;
+	uint32_t used = (uint32_t)vr->used_idx + count;
+	uint16_t idx = (uint16_t)(used & vr->mask);
+	bool wrap = vr->used_wrap ^ (used >= vr->num);
+
+	fl->next[last] = fl->free_head;
+	STORE(r->desc[last].next, fl->free_head);
+	fl->free_head = first;
+	STORE(r->free_head, first);
+	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
+	packed_push(vr, id, count, len);
+	STORE(r->desc[first].inflight, 0);
+	STORE(r->old_free_head, first);
+	store_used(r, idx, wrap, idx, wrap);
+}
+
+void inflight_forget(struct inflight *fl, uint16_t id)
+{
+	struct inflight_packed *r = fl->packed;
+	uint16_t first, last;
+
+	if (!r) {
+		STORE(fl->split->desc[id].inflight, 0);
+		return;
+	}
+	first = fl->of_id[id].first;
+	last = fl->of_id[id].last;
+	STORE(r->desc[first].inflight, 0);
+	fl->next[last] = fl->free_head;
+	STORE(r->desc[last].next, fl->free_head);
+	fl->free_head = first;
+	STORE(r->free_head, first);
+	STORE(r->old_free_head, first);
+}
+
+/* ------- life ------- */
+
+void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
+		    struct vring_desc_packed *table)
+{
+	uint16_t at = head->entry;
+
+	for (uint16_t n = 0; n < head->head.count; n++) {
+		const struct inflight_packed_desc *e = &fl->packed->desc[at];
+
+		table[n] = (struct vring_desc_packed){ e->addr, e->len, e->id, e->flags };
+		at = fl->next[at];
+	}
+}
+
+int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inflight **out)
+{
+	struct inflight *fl;
+	int rc;
+
+	if (vr->num > queue_size)
+		return -EINVAL;
+	fl = calloc(1, sizeof(*fl));
+	if (!fl)
+		return -ENOMEM;
+	fl->num = (uint16_t)queue_size;
+	fl->again = calloc(queue_size, sizeof(fl->again[0]));
+	if (vr->packed) {
+		fl->packed = mem;
+		fl->next = calloc(queue_size, sizeof(fl->next[0]));
+		fl->of_id = calloc(queue_size, sizeof(fl->of_id[0]));
+	} else {
+		fl->split = mem;
+	}
+	if (!fl->again || (vr->packed && (!fl->next || !fl->of_id)))
+		rc = -ENOMEM;
+	else
+		rc = vr->packed ? packed_open(fl, vr) : split_open(fl, vr);
+	if (rc < 0) {
+		inflight_free(fl);
+		return rc;
+	}
+	*out = fl;
+	return 0;
+}
+
+void inflight_free(struct inflight *fl)
+{
+	if (!fl)
+		return;
+	free(fl->again);
+	free(fl->next);
+	free(fl->of_id);
+	free(fl);
+}

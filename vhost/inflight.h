@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The in-flight region (vhost-user, "Inflight I/O tracking"): memory shared with the
+ * front end in which the requests of each queue are noted from the moment they are
+ * taken to the moment their used entry is visible. It outlives this process: the
+ * next back end finds in it what it has to do once more. The layout is the
+ * specification's and never changes.
+ *
+ * While a queue runs, its region is only written. It is read once, when the queue
+ * starts, and nothing in it is believed: a region that makes no sense is refused.
+ *
+ * Made and freed by the control thread; owned by the queue's reactor in between.
+ */
+#ifndef SPINDLE_INFLIGHT_H
+#define SPINDLE_INFLIGHT_H
+
+#include "reactor/base.h"
+#include "vhost/vring.h"
+
+/* In front of a split ring's entries. */
+struct inflight_split {
+	uint64_t features;
+	uint16_t version;
+	uint16_t desc_num;
+	uint16_t last_batch_head;
+	uint16_t used_idx;
+	struct inflight_split_desc {
+		uint8_t inflight;
+		uint8_t padding[5];
+		uint16_t next;
+		uint64_t counter;
+	} desc[];
+};
+
+struct inflight_packed {
+	uint64_t features;
+	uint16_t version;
+	uint16_t desc_num;
+	uint16_t free_head, old_free_head;
+	uint16_t used_idx, old_used_idx;
+	uint8_t used_wrap, old_used_wrap;
+	uint8_t padding[7];
+	struct inflight_packed_desc {
+		uint8_t inflight;
+		uint8_t padding;
+		uint16_t next;
+		uint16_t last;
+		uint16_t num;
+		uint64_t counter;
+		uint16_t id;
+		uint16_t flags;
+		uint32_t len;
+		uint64_t addr;
+	} desc[] __attribute__((aligned(8)));
+};
+
+/* One to do again. */
+struct inflight_head {
+	struct packed_head head;	/* split: id alone */
+	uint64_t counter;
+	uint16_t entry;			/* packed: where its descriptors are in the region */
+};
+
+struct inflight {
+	struct inflight_split *split;	/* one of the two */
+	struct inflight_packed *packed;
+	uint16_t num;			/* entries of the region */
+	uint64_t counter;		/* of the next request */
+	/* What was found in flight, in the order it was taken; gone once resubmitted. */
+	struct inflight_head *again;
+	unsigned int again_count;
+	/* Packed: our own copy of the entries' links; by id, the request's entries. */
+	uint16_t free_head;
+	uint16_t *next;
+	struct {
+		uint16_t first, last;
+	} *of_id;
+};
+
+/* Bytes of one queue's part of the region. */
+uint64_t inflight_size(uint32_t queue_size, bool packed);
+
+/*
+ * Start tracking vr, which has just been made, in the region at mem, of
+ * queue_size entries. What the last back end left is repaired, vr is put where it
+ * has to go on, and its requests are in fl->again. -EINVAL: the region makes no
+ * sense; -ENOMEM.
+ */
+int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inflight **out)
+	CONTROL_ONLY;
+void inflight_free(struct inflight *fl) CONTROL_ONLY;
+/* Packed: the descriptors of one to be resubmitted, head.count of them, into table. */
+void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
+		    struct vring_desc_packed *table);
+
+/* Split: a request has been taken. */
+static inline void inflight_take(struct inflight *fl, uint16_t head)
+{
+	struct inflight_split_desc *d = &fl->split->desc[head];
+
+	d->counter = fl->counter++;
+	__atomic_store_n(&d->inflight, 1, __ATOMIC_RELEASE);
+}
+/* Packed: the same. vr has its descriptors still. */
+void inflight_take_packed(struct inflight *fl, const struct vring *vr,
+			  const struct packed_head *head);
+
+/* It made no sense and will never end: its driver has to reset the queue. */
+void inflight_forget(struct inflight *fl, uint16_t id);
+
+/* Split, in a batch: its used entry is about to be published. */
+static inline void inflight_used(struct inflight *fl, uint16_t head, uint16_t *batch)
+{
+	fl->split->desc[head].next = *batch;
+	__atomic_store_n(&fl->split->last_batch_head, head, __ATOMIC_RELEASE);
+	*batch = head;
+}
+/* Split: the used index is visible; the batch has `count` entries, heads. */
+void inflight_published(struct inflight *fl, const struct vring *vr, const uint16_t *heads,
+			unsigned int count);
+/* Packed: write this used entry, and note it. */
+void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, uint16_t count,
+			  uint32_t len);
+
+#endif
