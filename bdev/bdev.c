@@ -296,6 +296,7 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 	stats_init(&bdev->closed_stats);
 	list_add_tail(&bdevs, &bdev->node);
 	bdev_count++;
+	bdev_note(bdev, BDEV_NOTE_REGISTER);
 	log_info("%s: %s, %llu bytes in blocks of %u", bdev->name, bdev->ops->product_name,
 		 (unsigned long long)bdev_size(bdev), bdev->block_size);
 	return 0;
@@ -360,6 +361,7 @@ void bdev_resized(struct bdev *bdev, uint64_t size)
 	log_notice("%s: size changes from %llu to %llu bytes", bdev->name,
 		   (unsigned long long)bdev_size(bdev), (unsigned long long)size);
 	atomic_store_explicit(&bdev->size, size, memory_order_relaxed);
+	bdev_note(bdev, BDEV_NOTE_RESIZE);
 	list_for_each_safe(desc, tmp, &bdev->descs, node)
 		desc->event(desc, BDEV_EVENT_RESIZE);
 }
@@ -537,6 +539,7 @@ CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 {
 	struct bdev_desc *desc, *tmp;
 
+	bdev_note(bdev, BDEV_NOTE_UNREGISTER);
 	bdev->removing = true;
 	bdev->deleting = res;
 	bdev->answer_timer.fn = answer_late;

@@ -212,6 +212,30 @@ enum bdev_reset {
 void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what,
 		      struct bdev_result *res) CONTROL_ONLY;
 
+/* ------- notes: what happened ------- */
+
+enum bdev_note_type {
+	BDEV_NOTE_REGISTER,
+	BDEV_NOTE_UNREGISTER,	/* left the name space; the last note about it */
+	BDEV_NOTE_RESIZE,
+	BDEV_NOTE_STALLED,	/* requests have not ended for seconds; they wait */
+	BDEV_NOTE_RECOVERED,	/* they end again */
+	BDEV_NOTE_FENCED,	/* its storage refuses this client for good */
+	BDEV_NOTE_TYPES
+};
+#define BDEV_NOTES_KEPT 1024u
+
+struct bdev_note {
+	enum bdev_note_type type;
+	char name[BDEV_NAME_MAX];
+};
+
+/* Notes are numbered from 0 on; [first, end) are kept. */
+uint64_t bdev_notes_first(void) CONTROL_ONLY;
+uint64_t bdev_notes_end(void) CONTROL_ONLY;
+/* NULL: not kept any more, or not there yet. Valid until the next note. */
+const struct bdev_note *bdev_note_at(uint64_t id) CONTROL_ONLY;
+
 /* ------- backends ------- */
 
 /* All strings are copied. name NULL: the next free default name. uuid NULL: random. */

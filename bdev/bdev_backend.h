@@ -83,8 +83,13 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 int bdev_check_name(const char *name, char reason[BDEV_REASON_MAX]) CONTROL_ONLY;
 /* destroy is over: call this, then free the struct the bdev is embedded in. */
 void bdev_destroyed(struct bdev *bdev) CONTROL_ONLY;
-/* Publish a new size and tell the users. */
+/* Publish a new size, tell the users and note it. */
 void bdev_resized(struct bdev *bdev, uint64_t size) CONTROL_ONLY;
+/*
+ * Note what happened to a registered bdev; nothing once it is being removed.
+ * For backends: STALLED, RECOVERED, FENCED. The block layer notes the others.
+ */
+void bdev_note(const struct bdev *bdev, enum bdev_note_type type) CONTROL_ONLY;
 
 /* Fill in *res and call its fn. fmt NULL: the reason is strerror's text. */
 void bdev_result_done(struct bdev_result *res, int status, struct bdev *bdev, const char *fmt, ...)

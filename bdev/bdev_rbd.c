@@ -339,22 +339,35 @@ static uint64_t oldest_us(const struct bdev *bdev)
 	return (uint64_t)((double)(now - oldest) * 1e6 / (double)tsc_hz());
 }
 
+CONTROL_ONLY static void stall_look(struct rbd_bdev *rb)
+{
+	uint64_t age = oldest_us(&rb->bdev);
+	bool stalled = age >= STALL_US;
+
+	if (stalled == rb->stalled)
+		return;
+	rb->stalled = stalled;
+	if (stalled)
+		log_warning("%s: stalled: the oldest request has waited for %llu s",
+			    rb->bdev.name, (unsigned long long)(age / 1000000));
+	else
+		log_notice("%s: recovered", rb->bdev.name);
+	bdev_note(&rb->bdev, stalled ? BDEV_NOTE_STALLED : BDEV_NOTE_RECOVERED);
+}
+
 static void health_look(struct control_timer *t)
 {
 	struct rbd_bdev *rb;
 
 	control_assert();
 	list_for_each(rb, &images, all) {
-		uint64_t age = oldest_us(&rb->bdev);
-
-		if (age >= STALL_US && !rb->stalled)
-			log_warning("%s: stalled: the oldest request has waited for %llu s",
-				    rb->bdev.name, (unsigned long long)(age / 1000000));
-		if (age < STALL_US && rb->stalled)
-			log_notice("%s: recovered", rb->bdev.name);
-		rb->stalled = age >= STALL_US;
-		if (atomic_load_explicit(&rb->fenced, memory_order_relaxed))
-			rbd_conn_died(rb->conn);
+		stall_look(rb);
+		if (!atomic_load_explicit(&rb->fenced, memory_order_relaxed))
+			continue;
+		rbd_conn_died(rb->conn);
+		if (!rb->fence_noted)
+			bdev_note(&rb->bdev, BDEV_NOTE_FENCED);
+		rb->fence_noted = true;
 	}
 	if (!list_empty(&images))
 		control_timer_start(t, HEALTH_MS);

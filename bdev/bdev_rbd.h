@@ -92,6 +92,7 @@ struct rbd_bdev {
 	struct list all;		/* every open rbd bdev */
 	bool stalled;
 	_Atomic bool fenced;
+	bool fence_noted;
 };
 
 static inline struct rbd_bdev *rbd_of(struct bdev *bdev)

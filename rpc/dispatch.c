@@ -28,6 +28,7 @@
 
 static const struct rpc_method *const method_tables[] = {
 	rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
+	rpc_notify_methods,
 #if SPINDLE_RBD
 	rpc_rbd_methods,
 #endif

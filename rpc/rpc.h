@@ -120,7 +120,7 @@ struct rpc_method {
 
 /* Each ends with a row whose name is NULL. */
 extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_bdev_show_methods[],
-	rpc_vhost_methods[], rpc_rbd_methods[];
+	rpc_vhost_methods[], rpc_rbd_methods[], rpc_notify_methods[];
 
 /*
  * One call from decoding to reply. A handler that answers later keeps the

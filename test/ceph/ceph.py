@@ -388,6 +388,10 @@ class CephCase(VhostCase):
     def health(self, t, name='Ceph0'):
         return t.rpc('bdev_get_bdevs', name=name)[0]['driver_specific']['rbd']
 
+    def notes(self, t, name='Ceph0'):
+        """The types of events about that bdev, in order."""
+        return [e['type'] for e in t.rpc('notify_get_notifications') if e['ctx'] == name]
+
     def load(self, path, **kw):
         """Load on the disk behind that socket; stopped, and looked at, when the test ends."""
         fe = F.Frontend.connect(path, timeout=10.0 * SLOW, queue_size=128)

@@ -67,6 +67,7 @@ class OsdDown(FaultCase):
         load.wait_progress(10, 500)
         quiet = self.quiet(neighbour)
         self.assertFalse(self.health(t)['stalled'])
+        self.assertEqual(self.notes(t), ['bdev_register'])
         began = time.monotonic()
         self.cluster.kill_osd()
         worst = self.watched(seconds - 1, t)
@@ -74,6 +75,7 @@ class OsdDown(FaultCase):
         self.assertTrue(health['stalled'])
         self.assertGreater(health['oldest_inflight_us'], (seconds - 3) * 1e6)
         t.wait_log('stalled')
+        self.assertEqual(self.notes(t), ['bdev_register', 'bdev_stalled'])
         while time.monotonic() - began < seconds:
             time.sleep(0.1)
         self.undisturbed(neighbour, quiet, f'OSD down {seconds} s')
@@ -81,6 +83,8 @@ class OsdDown(FaultCase):
         load.wait_progress(60, 500)
         t.wait_log('recovered', 10)
         self.assertFalse(self.health(t)['stalled'])
+        self.assertEqual(self.notes(t)[:3],
+                         ['bdev_register', 'bdev_stalled', 'bdev_recovered'])
         self.clean(load)
         load.verify(load.fe)
         self.note(f'{load.done} requests, no error, longest gap {load.gap:.1f} s; '
@@ -316,6 +320,7 @@ class Fenced(FaultCase):
         self.note(f'first error {time.monotonic() - began:.1f} s after the command')
         spindle.wait_until(lambda: self.health(t)['fenced'], 5, 'fenced')
         self.watched(2, t)
+        self.assertEqual(self.notes(t).count('bdev_fenced'), 1)
         self.undisturbed(neighbour, quiet, 'fenced')
         # The log does not grow with every failed request.
         self.assertLess(t.log().count('\n'), 200)

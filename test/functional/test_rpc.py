@@ -1092,6 +1092,8 @@ PARAMETERS = {
     'vhost_get_controllers': {'name': S},
     'virtio_blk_get_transports': {'name': S},
     'virtio_blk_create_transport': NAME,
+    'notify_get_types': {},
+    'notify_get_notifications': {'id': U64, 'max': U64},
 }
 IGNORING = {
     'iobuf_set_options', 'sock_impl_set_options', 'sock_set_default_impl', 'accel_set_options',

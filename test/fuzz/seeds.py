@@ -220,6 +220,8 @@ def rpc_seeds():
         call("vhost_controller_set_coalescing", '{"ctrlr":"v",'
              '"delay_base_us":3,"iops_threshold":100}') + \
         call("vhost_delete_controller", '{"ctrlr":"v"}')
+    yield "notify", null + call("notify_get_types") + \
+        call("notify_get_notifications", '{"id":0,"max":1}') + call("notify_get_notifications")
     yield "config", null + disk + call("framework_get_config", '{"name":"bdev"}') + \
         call("framework_get_config", '{"name":"vhost_blk"}') + call("framework_get_subsystems")
     yield "reactors", call("framework_get_reactors") + \
