@@ -3,7 +3,7 @@
  * Unit tests of the RPC server inside the test's process: every allocation of a
  * conversation fails once, and the server neither falls nor falls silent; the
  * socket and its lock file. The wire itself is tested from outside, in
- * test/functional/test_rpc.py.
+ * test/functional/test_rpc*.py.
  */
 #include "harness.h"
 
