@@ -34,6 +34,8 @@ _Static_assert(sizeof(struct inflight_packed_desc) == 32, "the specification's l
 
 /* Each store is done before the next, as far as this machine's other processes see. */
 #define STORE(lvalue, value) __atomic_store_n(&(lvalue), (value), __ATOMIC_RELEASE)
+/* Once: the front end may change it while we look. */
+#define LOAD(lvalue) __atomic_load_n(&(lvalue), __ATOMIC_RELAXED)
 
 uint64_t inflight_size(uint32_t queue_size, bool packed)
 {
@@ -67,7 +69,7 @@ static void sort_again(struct inflight *fl)
 /* The driver has seen the last batch: it is not in flight, whatever its marks say. */
 static bool split_settle(struct inflight_split *r, uint16_t used, uint16_t num)
 {
-	uint16_t seen = (uint16_t)(used - r->used_idx), i = r->last_batch_head;
+	uint16_t seen = (uint16_t)(used - LOAD(r->used_idx)), i = LOAD(r->last_batch_head);
 
 	if (seen > num)
 		return false;
@@ -75,7 +77,7 @@ static bool split_settle(struct inflight_split *r, uint16_t used, uint16_t num)
 		if (i >= num)
 			return false;
 		STORE(r->desc[i].inflight, 0);
-		i = __atomic_load_n(&r->desc[i].next, __ATOMIC_RELAXED);
+		i = LOAD(r->desc[i].next);
 	}
 	STORE(r->used_idx, used);
 	return true;
@@ -137,39 +139,47 @@ void inflight_published(struct inflight *fl, const struct vring *vr, const uint1
 
 /* ------- packed ------- */
 
+typedef uint64_t word __attribute__((may_alias));
+
+/* The used place, its wrap counter and their old copies: in one store, as one step. */
+static inline void store_used(struct inflight_packed *r, uint16_t idx, bool wrap,
+			      uint16_t old_idx, bool old_wrap)
+{
+	word step = idx | (uint64_t)old_idx << 16 | (uint64_t)wrap << 32 | (uint64_t)old_wrap << 40;
+
+	__atomic_store_n((word *)(void *)&r->used_idx, step, __ATOMIC_RELEASE);
+}
+
 /* One used entry may be half done: finish it, or take it back. */
 static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uint16_t num)
 {
-	uint16_t i = r->free_head, flags;
+	uint16_t used = LOAD(r->used_idx), old_used = LOAD(r->old_used_idx);
+	uint16_t free = LOAD(r->free_head), old_free = LOAD(r->old_free_head), i = free;
+	bool wrap = LOAD(r->used_wrap) & 1, old_wrap = LOAD(r->old_used_wrap) & 1;
 
-	if (r->used_idx >= vr->num || r->old_used_idx >= vr->num || i >= num ||
-	    r->old_free_head >= num)
+	if (used >= vr->num || old_used >= vr->num || free >= num || old_free >= num)
 		return false;
-	if (r->used_idx == r->old_used_idx && r->used_wrap == r->old_used_wrap) {
-		STORE(r->old_free_head, i);
-		return true;
-	}
-	flags = packed_flags(&vr->packed[r->old_used_idx]);
-	if (packed_is_avail(flags, r->old_used_wrap)) {
-		STORE(r->free_head, r->old_free_head);
-		STORE(r->used_idx, r->old_used_idx);
-		STORE(r->used_wrap, r->old_used_wrap);
+	if ((used == old_used && wrap == old_wrap) ||
+	    packed_is_avail(packed_flags(&vr->packed[old_used]), old_wrap)) {
+		STORE(r->free_head, old_free);
+		store_used(r, old_used, old_wrap, old_used, old_wrap);
+		/* Free, or about to be taken: then the ring has it still. */
+		STORE(r->desc[old_free].inflight, 0);
 		return true;
 	}
 	/* Others batch: every request freed since is one that the driver has seen. */
-	for (uint16_t n = 0; i != r->old_free_head; n++) {
-		uint16_t last = r->desc[i].last;
+	for (uint16_t n = 0; i != old_free; n++) {
+		uint16_t last = LOAD(r->desc[i].last);
 
 		if (n == num || last >= num)
 			return false;
 		STORE(r->desc[i].inflight, 0);
-		i = __atomic_load_n(&r->desc[last].next, __ATOMIC_RELAXED);
+		i = LOAD(r->desc[last].next);
 		if (i >= num)
 			return false;
 	}
-	STORE(r->old_free_head, r->free_head);
-	STORE(r->old_used_idx, r->used_idx);
-	STORE(r->old_used_wrap, r->used_wrap);
+	STORE(r->old_free_head, free);
+	store_used(r, used, wrap, used, wrap);
 	return true;
 }
 
@@ -199,7 +209,7 @@ static bool packed_collect(struct inflight *fl, uint16_t i, uint16_t ring, bool 
 {
 	const struct inflight_packed_desc *d = fl->packed->desc;
 	struct inflight_head h = { .counter = d[i].counter, .entry = i };
-	uint16_t count = d[i].num, last = i, at = i;
+	uint16_t count = LOAD(d[i].num), last = i, at = i;
 
 	if (count == 0 || count > ring)
 		return false;
@@ -210,9 +220,9 @@ static bool packed_collect(struct inflight *fl, uint16_t i, uint16_t ring, bool 
 		if (n > 0)
 			fl->next[last] = at;
 		last = at;
-		at = d[at].next;
+		at = LOAD(d[at].next);
 	}
-	h.head.id = d[last].id;
+	h.head.id = LOAD(d[last].id);
 	h.head.count = count;
 	if (h.head.id >= ring)
 		return false;
@@ -243,8 +253,8 @@ static int packed_recover(struct inflight *fl, struct vring *vr, bool *taken)
 	if (total > vr->num)
 		return -EINVAL;
 	/* No front end knows where a packed ring stands when its back end is gone: we do. */
-	vr->used_idx = r->used_idx;
-	vr->used_wrap = r->used_wrap & 1;
+	vr->used_idx = LOAD(r->used_idx) & vr->mask;
+	vr->used_wrap = LOAD(r->used_wrap) & 1;
 	at = vr->used_idx + total;
 	vr->last_avail = (uint16_t)(at & vr->mask);
 	vr->avail_wrap = vr->used_wrap ^ (at >= vr->num);
@@ -305,17 +315,6 @@ void inflight_take_packed(struct inflight *fl, const struct vring *vr,
 	fl->free_head = at;
 	STORE(r->free_head, at);
 	STORE(r->old_free_head, at);
-}
-
-typedef uint64_t word __attribute__((may_alias));
-
-/* The used place, its wrap counter and their old copies: in one store, as one step. */
-static inline void store_used(struct inflight_packed *r, uint16_t idx, bool wrap,
-			      uint16_t old_idx, bool old_wrap)
-{
-	word step = idx | (uint64_t)old_idx << 16 | (uint64_t)wrap << 32 | (uint64_t)old_wrap << 40;
-
-	__atomic_store_n((word *)(void *)&r->used_idx, step, __ATOMIC_RELEASE);
 }
 
 void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, uint16_t count,

@@ -557,7 +557,7 @@ static void test_out_of_memory(void **state)
 	fe_opts_init(&opts);
 	opts.mem_size = 2u << 20;
 	opts.timeout_ms = 500;
-	for (n = 1; n < 40; n++) {
+	for (n = 1; n < 100; n++) {
 		struct talk t = { .body = start_somehow };
 		int ends[2], err = 0;
 		pthread_t thread;
@@ -580,7 +580,7 @@ static void test_out_of_memory(void **state)
 		if (!reached)
 			break;
 	}
-	assert_in_range(n, 5, 39);
+	assert_in_range(n, 5, 99);
 	run(0, just_go);
 }
 
