@@ -127,13 +127,26 @@ static int split_open(struct inflight *fl, struct vring *vr)
 	return 0;
 }
 
-void inflight_published(struct inflight *fl, const struct vring *vr, const uint16_t *heads,
-			unsigned int count)
+void inflight_used(struct inflight *fl, const struct used_entry *batch, unsigned int count)
+{
+	struct inflight_split *r = fl->split;
+	uint16_t last = fl->last_batch_head;
+
+	for (unsigned int i = 0; i < count; i++) {
+		r->desc[batch[i].head].next = last;
+		last = batch[i].head;
+	}
+	fl->last_batch_head = last;
+	STORE(r->last_batch_head, last);
+}
+
+void inflight_published(struct inflight *fl, const struct vring *vr,
+			const struct used_entry *batch, unsigned int count)
 {
 	struct inflight_split *r = fl->split;
 
 	for (unsigned int i = 0; i < count; i++)
-		STORE(r->desc[heads[i]].inflight, 0);
+		STORE(r->desc[batch[i].head].inflight, 0);
 	STORE(r->used_idx, vr->used_idx);
 }
 
@@ -317,12 +330,11 @@ void inflight_take_packed(struct inflight *fl, const struct vring *vr,
 	STORE(r->old_free_head, at);
 }
 
-void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, uint16_t count,
-			  uint32_t len)
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e)
 {
 	struct inflight_packed *r = fl->packed;
-	uint16_t first = fl->of_id[id].first, last = fl->of_id[id].last;
-	uint32_t used = (uint32_t)vr->used_idx + count;
+	uint16_t first = fl->of_id[e->head].first, last = fl->of_id[e->head].last;
+	uint32_t used = (uint32_t)vr->used_idx + e->count;
 	uint16_t idx = (uint16_t)(used & vr->mask);
 	bool wrap = vr->used_wrap ^ (used >= vr->num);
 
@@ -331,7 +343,7 @@ void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, ui
 	fl->free_head = first;
 	STORE(r->free_head, first);
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
-	packed_push(vr, id, count, len);
+	packed_push(vr, e->head, e->count, e->len);
 	STORE(r->desc[first].inflight, 0);
 	STORE(r->old_free_head, first);
 	store_used(r, idx, wrap, idx, wrap);

@@ -69,6 +69,7 @@ struct inflight {
 	/* What was found in flight, in the order it was taken; gone once resubmitted. */
 	struct inflight_head *again;
 	unsigned int again_count;
+	uint16_t last_batch_head;	/* split: as in the region */
 	/* Packed: our own copy of the entries' links; by id, the request's entries. */
 	uint16_t free_head;
 	uint16_t *next;
@@ -108,18 +109,12 @@ void inflight_take_packed(struct inflight *fl, const struct vring *vr,
 /* It made no sense and will never end: its driver has to reset the queue. */
 void inflight_forget(struct inflight *fl, uint16_t id);
 
-/* Split, in a batch: its used entry is about to be published. */
-static inline void inflight_used(struct inflight *fl, uint16_t head, uint16_t *batch)
-{
-	fl->split->desc[head].next = *batch;
-	__atomic_store_n(&fl->split->last_batch_head, head, __ATOMIC_RELEASE);
-	*batch = head;
-}
-/* Split: the used index is visible; the batch has `count` entries, heads. */
-void inflight_published(struct inflight *fl, const struct vring *vr, const uint16_t *heads,
-			unsigned int count);
+/* Split: used entries of these have been written, and are about to be published. */
+void inflight_used(struct inflight *fl, const struct used_entry *batch, unsigned int count);
+/* Split: they are published. */
+void inflight_published(struct inflight *fl, const struct vring *vr,
+			const struct used_entry *batch, unsigned int count);
 /* Packed: write this used entry, and note it. */
-void inflight_push_packed(struct inflight *fl, struct vring *vr, uint16_t id, uint16_t count,
-			  uint32_t len);
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e);
 
 #endif

@@ -88,10 +88,7 @@ struct vq {
 	 * Ended, their used entries not written yet: where writing one is more than
 	 * a store, all of a pass are written together. Up to num.
 	 */
-	struct used_entry {
-		uint32_t len;
-		uint16_t head, count;
-	} *ended;
+	struct used_entry *ended;
 	unsigned int ended_count;
 	struct dirty_log log;
 	struct fd_signal *call;

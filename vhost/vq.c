@@ -125,51 +125,46 @@ void vq_release_iov(struct vq *vq, struct blk_req *req)
 	vq->long_iovs = more;
 }
 
-/* Write the used entries that have been put off. */
-REACTOR_ONLY static void vq_write_used(struct vq *vq)
+/* Write and publish the used entries that have been put off; true: call the guest. */
+REACTOR_ONLY static bool show_split(struct vq *vq)
 {
-	uint16_t heads[BATCH], batch;
+	bool call;
 
-	for (unsigned int done = 0; done < vq->ended_count;) {
-		unsigned int n = MIN(vq->ended_count - done, (unsigned int)BATCH);
-		const struct used_entry *e = &vq->ended[done];
-
-		done += n;
-		if (vq->vring.packed) {
-			for (; n-- > 0; e++) {
-				if (vq->fl)
-					inflight_push_packed(vq->fl, &vq->vring, e->head, e->count,
-							     e->len);
-				else
-					packed_push(&vq->vring, e->head, e->count, e->len);
-			}
-			continue;
-		}
-		batch = vq->fl->split->last_batch_head;
-		for (unsigned int i = 0; i < n; i++) {
-			heads[i] = e[i].head;
-			inflight_used(vq->fl, e[i].head, &batch);
-			vring_push(&vq->vring, e[i].head, e[i].len);
-		}
-		vring_show_used(&vq->vring);
-		inflight_published(vq->fl, &vq->vring, heads, n);
-	}
+	for (unsigned int i = 0; i < vq->ended_count; i++)
+		vring_push(&vq->vring, vq->ended[i].head, vq->ended[i].len);
+	inflight_used(vq->fl, vq->ended, vq->ended_count);
+	call = vring_publish(&vq->vring);
+	inflight_published(vq->fl, &vq->vring, vq->ended, vq->ended_count);
 	vq->ended_count = 0;
+	return call;
 }
 
-/* True when the guest wants to be called. */
+REACTOR_ONLY static bool show_packed(struct vq *vq)
+{
+	for (unsigned int i = 0; i < vq->ended_count; i++) {
+		const struct used_entry *e = &vq->ended[i];
+
+		if (vq->fl)
+			inflight_push_packed(vq->fl, &vq->vring, e);
+		else
+			packed_push(&vq->vring, e->head, e->count, e->len);
+	}
+	vq->ended_count = 0;
+	return packed_publish(&vq->vring);
+}
+
 REACTOR_ONLY static bool vq_show(struct vq *vq)
 {
-	if (vq->ended)
-		vq_write_used(vq);
-	return vq->vring.packed ? packed_publish(&vq->vring) : vring_publish(&vq->vring);
+	if (!vq->ended)
+		return vring_publish(&vq->vring);
+	return vq->vring.packed ? show_packed(vq) : show_split(vq);
 }
 
 REACTOR_ONLY static void vq_put_off(struct vq *vq, const struct blk_req *req)
 {
 	/* Only a driver that reuses what it was not given back gets this far. */
-	if (unlikely(vq->ended_count == vq->num))
-		vq_write_used(vq);
+	if (unlikely(vq->ended_count == vq->num) && vq_show(vq))
+		vq_notify(vq);
 	vq->ended[vq->ended_count++] = (struct used_entry){ req->used_len, req->head, req->count };
 }
 

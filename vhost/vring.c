@@ -205,13 +205,6 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 	}
 }
 
-void vring_show_used(struct vring *vr)
-{
-	atomic_store_explicit(vr->used_idx_ptr, vr->used_idx, memory_order_release);
-	if (unlikely(vr->log))
-		vring_log_used(vr, 2, sizeof(vr->used_idx));
-}
-
 bool vring_publish(struct vring *vr)
 {
 	uint16_t old = vr->signalled, new = vr->used_idx;

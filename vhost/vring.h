@@ -165,6 +165,12 @@ struct vring_chain {
 };
 enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *chain);
 
+/* A request that has ended; count: packed. */
+struct used_entry {
+	uint32_t len;
+	uint16_t head, count;
+};
+
 /* Packed: a request's id, and the descriptors it has in the ring. */
 struct packed_head {
 	uint16_t id, first, count;
@@ -197,8 +203,6 @@ static inline void vring_push(struct vring *vr, uint16_t head, uint32_t len)
 		vring_log_used(vr, USED_RING + i * sizeof(*elem), sizeof(*elem));
 }
 
-/* Split: publish what was pushed, with no look at what the guest wants. */
-void vring_show_used(struct vring *vr);
 /* Publish what was pushed; true when the guest wants to be called. */
 bool vring_publish(struct vring *vr);
 bool packed_publish(struct vring *vr);
