@@ -87,8 +87,8 @@ CONTROL_ONLY static void controller_free(struct vhost_controller *c)
 
 void controller_session_gone(struct vhost_controller *c)
 {
-	if (c->session_count-- == SESSIONS_MAX && c->listen.fd >= 0)
-		control_fd_mod(&c->listen, EPOLLIN);
+	if (c->session_count-- == SESSIONS_MAX)
+		controller_listen(c, !vhost_is_frozen());
 	if (c->deleting && list_empty(&c->sessions))
 		controller_free(c);
 }
@@ -193,8 +193,7 @@ static void accept_again(struct control_timer *t)
 	struct vhost_controller *c = container_of(t, struct vhost_controller, accept_timer);
 
 	control_assert();
-	if (c->session_count < SESSIONS_MAX)
-		control_fd_mod(&c->listen, EPOLLIN);
+	controller_listen(c, !vhost_is_frozen());
 }
 
 static void accept_event(struct control_fd *cf, uint32_t events)
@@ -246,6 +245,19 @@ static int clear_path(const struct sockaddr_un *addr, char reason[VHOST_REASON_M
 	}
 	log_notice("%s: replacing a stale socket", addr->sun_path);
 	return unlink(addr->sun_path) < 0 ? -EIO : 0;
+}
+
+void controller_listen(struct vhost_controller *c, bool on)
+{
+	if (c->listen.fd >= 0)
+		control_fd_mod(&c->listen, on && c->session_count < SESSIONS_MAX ? EPOLLIN : 0);
+}
+
+CONTROL_ONLY static int listen_adopted(struct vhost_controller *c)
+{
+	c->listen.fn = accept_event;
+	c->accept_timer.fn = accept_again;
+	return control_fd_add(&c->listen, 0);
 }
 
 CONTROL_ONLY static int listen_at(struct vhost_controller *c, char reason[VHOST_REASON_MAX])
@@ -386,7 +398,7 @@ int vhost_controller_create(const struct vhost_controller_opts *opts, char reaso
 		goto fail;
 	}
 	c->writeback = blk_writeback_default(c);
-	rc = listen_at(c, reason);
+	rc = handover_take_socket(c) ? listen_adopted(c) : listen_at(c, reason);
 	if (rc < 0)
 		goto fail;
 	controller_insert(c);

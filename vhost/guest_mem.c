@@ -19,6 +19,7 @@
 #include "reactor/control.h"
 #include "reactor/log.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,11 +178,15 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 		free(region);
 		return rc;
 	}
-	region->slot = slot_take(region->map, len);
+	region->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	rc = region->fd < 0 ? -errno : -ENOMEM;
+	region->slot = region->fd < 0 ? NULL : slot_take(region->map, len);
 	if (!region->slot) {
+		if (region->fd >= 0)
+			close(region->fd);
 		munmap(region->map, len);
 		free(region);
-		return -ENOMEM;
+		return rc;
 	}
 	madvise(region->map, len, MADV_DONTDUMP);
 	region->gpa = gpa;
@@ -189,6 +194,7 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 	region->uva = uva;
 	region->dev = st.st_dev;
 	region->ino = st.st_ino;
+	region->offset = offset;
 	region->hva = (uint8_t *)region->map + (offset - start);
 	*out = region;
 	return 0;
@@ -199,6 +205,7 @@ static void unmap_run(struct job *job)
 	struct mem_region *region = container_of(job, struct mem_region, unmap);
 
 	munmap(region->map, region->map_len);
+	close(region->fd);
 }
 
 static void unmap_done(struct job *job)

@@ -20,6 +20,8 @@ struct mem_region {
 	uint64_t uva;		/* the front end's own address of it */
 	uint8_t *hva;		/* ours */
 	uint64_t dev, ino;	/* of its file */
+	uint64_t offset;	/* in its file */
+	int fd;			/* our own, for a successor */
 	void *map;		/* what was mapped: whole pages around it */
 	size_t map_len;
 	unsigned int refs;	/* tables that have it */

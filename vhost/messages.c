@@ -65,26 +65,10 @@ CONTROL_ONLY static void refuse(struct vhost_session *s, const char *why)
 
 CONTROL_ONLY static struct vhost_vq *vvq_get(struct vhost_session *s, uint64_t index)
 {
-	struct vhost_vq *vvq;
+	struct vhost_vq *vvq = session_vq(s, index);
 
-	if (index >= VHOST_VQS_MAX) {
-		refuse(s, "there is no such virtqueue");
-		return NULL;
-	}
-	if (s->vqs[index])
-		return s->vqs[index];
-	vvq = calloc(1, sizeof(*vvq));
-	if (!vvq) {
-		refuse(s, "out of memory");
-		return NULL;
-	}
-	vvq->session = s;
-	vvq->index = (unsigned int)index;
-	vvq->kick_fd = vvq->call_fd = vvq->err_fd = -1;
-	vvq->old_fd = -1;
-	vvq->log_gpa = DIRTY_LOG_NONE;
-	s->vqs[index] = vvq;
-	s->vq_count = MAX(s->vq_count, (unsigned int)index + 1);
+	if (!vvq)
+		refuse(s, index >= VHOST_VQS_MAX ? "there is no such virtqueue" : "out of memory");
 	return vvq;
 }
 

@@ -240,7 +240,7 @@ void conn_wait(struct vhost_conn *conn)
 
 void conn_resume(struct vhost_conn *conn)
 {
-	if (conn->cf.fd < 0 || !conn->waiting)
+	if (conn->cf.fd < 0 || !conn->waiting || vhost_is_frozen())
 		return;
 	conn->waiting = false;
 	control_fd_mod(&conn->cf, EPOLLIN);

@@ -42,11 +42,32 @@ CONTROL_ONLY static void vvq_free(struct vhost_vq *vvq)
 	free(vvq);
 }
 
+struct vhost_vq *session_vq(struct vhost_session *s, uint64_t index)
+{
+	struct vhost_vq *vvq;
+
+	if (index >= VHOST_VQS_MAX)
+		return NULL;
+	if (s->vqs[index])
+		return s->vqs[index];
+	vvq = calloc(1, sizeof(*vvq));
+	if (!vvq)
+		return NULL;
+	vvq->session = s;
+	vvq->index = (unsigned int)index;
+	vvq->kick_fd = vvq->call_fd = vvq->err_fd = -1;
+	vvq->old_fd = -1;
+	vvq->log_gpa = DIRTY_LOG_NONE;
+	s->vqs[index] = vvq;
+	s->vq_count = MAX(s->vq_count, (unsigned int)index + 1);
+	return vvq;
+}
+
 static bool vvq_should_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
-	return !s->closing && s->mem && !vvq->held && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
+	return !s->closing && !vhost_rings_held() && s->mem && !vvq->held && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
 	       !vvq->broken && !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
@@ -411,18 +432,19 @@ void session_announce_config(struct vhost_session *s)
 
 /* ------- the life of a session ------- */
 
-void session_create(struct vhost_controller *c, int fd)
+struct vhost_session *session_adopt(struct vhost_controller *c, int fd, uint32_t vid, uint32_t id)
 {
 	struct vhost_session *s = calloc(1, sizeof(*s));
 
 	if (!s) {
 		log_error("%s: no memory for another front end", c->name);
 		close(fd);
-		return;
+		return NULL;
 	}
 	s->controller = c;
-	s->vid = next_vid++;
-	s->id = c->next_session_id++;
+	s->vid = vid;
+	s->id = id;
+	next_vid = MAX(next_vid, vid + 1);
 	snprintf(s->name, sizeof(s->name), "%.*ss%u", VHOST_NAME_MAX - 16, c->name, s->id);
 	s->backend_fd = -1;
 	s->writeback = c->writeback;
@@ -432,9 +454,19 @@ void session_create(struct vhost_controller *c, int fd)
 	if (conn_init(&s->conn, s, fd) < 0) {
 		log_error("%s: cannot watch the connection: %m", s->name);
 		session_close(s);
-		return;
+		return NULL;
 	}
-	log_info("%s: a front end has connected", s->name);
+	if (vhost_is_frozen())
+		conn_wait(&s->conn);
+	return s;
+}
+
+void session_create(struct vhost_controller *c, int fd)
+{
+	struct vhost_session *s = session_adopt(c, fd, next_vid, c->next_session_id++);
+
+	if (s)
+		log_info("%s: a front end has connected", s->name);
 }
 
 void session_close(struct vhost_session *s)

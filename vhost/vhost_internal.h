@@ -221,6 +221,7 @@ struct vhost_session {
 	bool asked_config;		/* read the configuration in this connection */
 	bool told_config;
 	bool listed;			/* started was logged */
+	bool alive;			/* handed over, and still connected at the end of that */
 	struct guest_mem *mem;
 	struct guest_mem *log_mem;	/* one region: the dirty log */
 	struct guest_mem *inflight_mem;	/* one region: the in-flight region */
@@ -285,6 +286,11 @@ static inline void close_fd(int *fd)
 }
 
 void session_create(struct vhost_controller *c, int fd) CONTROL_ONLY;
+/* The same, handed over under these numbers; NULL: no memory. fd is taken. */
+struct vhost_session *session_adopt(struct vhost_controller *c, int fd, uint32_t vid,
+				    uint32_t id) CONTROL_ONLY;
+/* Its virtqueue of this index, made where there was none; NULL: no such, or no memory. */
+struct vhost_vq *session_vq(struct vhost_session *s, uint64_t index) CONTROL_ONLY;
 /* End it; it frees itself when its requests have ended. */
 void session_close(struct vhost_session *s) CONTROL_ONLY;
 /* Have its vqs started, stopped and updated as wanted. */
@@ -304,6 +310,17 @@ void session_vq_updated(struct vhost_vq *vvq) CONTROL_ONLY;
 void session_want_anew(struct vhost_session *s) CONTROL_ONLY;
 /* messages.c: a message has arrived whole and its shape has been checked. */
 void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONLY;
+
+/* ------- while everything is handed over: handover.c ------- */
+
+/* No message is read and nobody accepted. */
+bool vhost_is_frozen(void);
+/* No ring may run. */
+bool vhost_rings_held(void);
+/* Its listening socket, where one was handed over. */
+bool handover_take_socket(struct vhost_controller *c) CONTROL_ONLY;
+/* Accept front ends, or do not, as far as other reasons allow it. */
+void controller_listen(struct vhost_controller *c, bool on) CONTROL_ONLY;
 
 /* The reactor for one more vq of this session. */
 struct reactor *controller_pick_reactor(struct vhost_controller *c,
