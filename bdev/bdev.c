@@ -27,6 +27,7 @@
 /* How long the answer to a delete may wait for the bdev's requests. */
 #define ANSWER_MS 500
 
+static bool (*name_reserved)(const char *name);
 static struct list bdevs = LIST_INIT(bdevs);
 static unsigned int bdev_count;		/* with those being destroyed */
 static void (*delete_all_done)(void);	/* set while all are being deleted */
@@ -206,6 +207,11 @@ struct bdev *bdev_next(struct bdev *after)
 	return next == &bdevs ? NULL : list_entry(next, struct bdev, node);
 }
 
+void bdev_reserve_names(bool (*reserved)(const char *name))
+{
+	name_reserved = reserved;
+}
+
 int bdev_check_name(const char *name, char reason[BDEV_REASON_MAX])
 {
 	if (!name)
@@ -283,7 +289,7 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 		snprintf(bdev->name, sizeof(bdev->name), "%s", name);
 	for (unsigned int i = 0; !name; i++) {
 		snprintf(bdev->name, sizeof(bdev->name), "%s%u", prefix, i);
-		if (!bdev_find(bdev->name))
+		if (!bdev_find(bdev->name) && !(name_reserved && name_reserved(bdev->name)))
 			break;
 	}
 	bdev->channels = calloc(MAX(reactor_count(), 1u), sizeof(struct bdev_channel *));

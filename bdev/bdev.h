@@ -130,6 +130,8 @@ static inline bool bdev_supports(const struct bdev *bdev, enum bdev_io_type type
 }
 
 struct bdev *bdev_find(const char *name_or_uuid) CONTROL_ONLY;
+/* Default names ("Malloc0") keep clear of the names for which this is true. */
+void bdev_reserve_names(bool (*reserved)(const char *name)) CONTROL_ONLY;
 /* In creation order; NULL starts, NULL ends. */
 struct bdev *bdev_next(struct bdev *after) CONTROL_ONLY;
 

@@ -33,6 +33,7 @@ static struct list controllers = LIST_INIT(controllers);	/* by name */
 static unsigned int controller_count;				/* with those going */
 static unsigned int reactor_vqs[CPUMASK_MAX];			/* running, by index */
 static void (*fini_done)(void);
+static void (*on_change)(void);
 
 /* ------- reactors ------- */
 
@@ -162,6 +163,20 @@ void controllers_memory_released(void)
 				session_reconcile(s);
 		}
 	}
+}
+
+void vhost_on_change(void (*fn)(void))
+{
+	on_change = fn;
+}
+
+void controller_set_writeback(struct vhost_controller *c, bool writeback)
+{
+	if (c->writeback == writeback)
+		return;
+	c->writeback = writeback;
+	if (on_change)
+		on_change();
 }
 
 /* ------- bdev events ------- */
@@ -397,7 +412,7 @@ int vhost_controller_create(const struct vhost_controller_opts *opts, char reaso
 			 strerror(-rc));
 		goto fail;
 	}
-	c->writeback = blk_writeback_default(c);
+	c->writeback = blk_writeback_default(c) && !opts->writethrough;
 	rc = handover_take_socket(c) ? listen_adopted(c) : listen_at(c, reason);
 	if (rc < 0)
 		goto fail;
@@ -483,6 +498,7 @@ void vhost_controller_get_info(const struct vhost_controller *c, struct vhost_co
 		.iops_threshold = c->iops_threshold,
 		.readonly = c->readonly || (c->desc.bdev && c->desc.bdev->readonly),
 		.packed_ring = c->packed_ring,
+		.writethrough = blk_writeback_default(c) && !c->writeback,
 	};
 }
 

@@ -211,7 +211,7 @@ CONTROL_ONLY static void set_config(struct vhost_session *s, struct vhost_msg *m
 			    s->name, cfg->size, cfg->offset);
 		return;
 	}
-	s->controller->writeback = s->writeback;
+	controller_set_writeback(s->controller, s->writeback);
 	session_update_vqs(s);
 }
 

@@ -20,6 +20,8 @@ struct vhost_controller;
 
 /* dir: where the controllers' sockets are made; copied. -errno. */
 int vhost_init(const char *dir) CONTROL_ONLY;
+/* fn is called on control when a guest has changed what belongs to the configuration. */
+void vhost_on_change(void (*fn)(void)) CONTROL_ONLY;
 /* Delete all controllers, wait for their sessions' I/O, then call done. */
 void vhost_fini(void (*done)(void)) CONTROL_ONLY;
 
@@ -30,6 +32,7 @@ struct vhost_controller_opts {
 	const char *transport;	/* NULL or "vhost_user_blk" */
 	bool readonly;
 	bool packed_ring;	/* accepted; not offered by this version */
+	bool writethrough;	/* as a guest left it: no volatile writes until one asks */
 };
 
 /*
@@ -62,6 +65,7 @@ struct vhost_controller_info {
 	struct cpumask cpumask;
 	uint32_t delay_base_us, iops_threshold;
 	bool readonly, packed_ring;
+	bool writethrough;		/* a guest has switched its write cache off */
 };
 /* Strings are the controller's. */
 void vhost_controller_get_info(const struct vhost_controller *c,

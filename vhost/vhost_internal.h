@@ -326,6 +326,8 @@ void controller_listen(struct vhost_controller *c, bool on) CONTROL_ONLY;
 struct reactor *controller_pick_reactor(struct vhost_controller *c,
 					const struct vhost_session *s) CONTROL_ONLY;
 void controller_reactor_load(const struct reactor *r, int delta) CONTROL_ONLY;
+/* What its guest wants of the write cache, for this session and later ones. */
+void controller_set_writeback(struct vhost_controller *c, bool writeback) CONTROL_ONLY;
 void controller_session_gone(struct vhost_controller *c) CONTROL_ONLY;
 /* A session is gone: others may have been waiting for the memory it shared. */
 void controllers_memory_released(void) CONTROL_ONLY;
