@@ -2,8 +2,9 @@
 /*
  * The front door: flags, the order of starting and of stopping.
  *
- * Starting goes floor by floor upwards and the RPC socket opens last, so whoever
- * can connect finds everything in place. Stopping closes the RPC socket first,
+ * Starting goes floor by floor upwards; then the saved configuration is loaded, by
+ * the control loop, and the RPC socket opens last, so whoever can connect finds
+ * everything in place but what is away. Stopping closes the RPC socket first,
  * then ends sessions and bdevs side by side (a backend that holds requests back
  * is told to let go), then the threads. What cannot be drained in DRAIN_MS is
  * left: the kernel ends it with us. A second signal does not wait at all.
@@ -14,6 +15,7 @@
 #include "reactor/log.h"
 #include "reactor/reactor.h"
 #include "reactor/worker.h"
+#include "rpc/config.h"
 #include "rpc/rpc.h"
 #include "vhost/vhost.h"
 
@@ -26,6 +28,8 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define DRAIN_MS 2000
@@ -38,6 +42,7 @@ struct options {
 	const char *rpcs_allowed;
 	const char *pidfile;
 	const char *mask;
+	struct rpc_files files;
 	struct huge_config huge;
 	uint64_t poll_us;
 	uint64_t rbd_connections;	/* 0: the default */
@@ -50,6 +55,7 @@ static struct {
 	struct control_fd signals;
 	struct control_timer drain;
 	unsigned int draining;	/* parts still to finish */
+	bool left;		/* with requests in flight */
 	int exit_code;
 } app = { .signals.fd = -1 };
 
@@ -59,6 +65,9 @@ static const char usage[] =
 "\n"
 "  -S DIR                    where controllers' sockets are made (.)\n"
 "  -m, --cpumask MASK        cores to run reactors on: 0x3, 3 or [0,1] (0x1)\n"
+"  -c, --config, --json FILE make the bdevs and controllers of a saved configuration\n"
+"      --json-ignore-init-errors  leave out what of it is refused\n"
+"      --state FILE          keep the configuration there, and start with it\n"
 "  -r, --rpc-socket PATH     RPC socket (/var/tmp/spdk.sock)\n"
 "      --no-rpc-server       no RPC socket\n"
 "      --rpcs-allowed A,B    only these RPC methods\n"
@@ -81,11 +90,16 @@ static const char usage[] =
 
 enum {
 	OPT_NO_RPC = 256, OPT_ALLOWED, OPT_WAIT, OPT_HUGE_DIR, OPT_NO_HUGE, OPT_INTERRUPT,
-	OPT_POLL_US, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE,
+	OPT_POLL_US, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE, OPT_STATE,
+	OPT_IGNORE_ERRORS,
 };
 
 static const struct option long_options[] = {
 	{ "cpumask", required_argument, NULL, 'm' },
+	{ "config", required_argument, NULL, 'c' },
+	{ "json", required_argument, NULL, 'c' },
+	{ "json-ignore-init-errors", no_argument, NULL, OPT_IGNORE_ERRORS },
+	{ "state", required_argument, NULL, OPT_STATE },
 	{ "rpc-socket", required_argument, NULL, 'r' },
 	{ "no-rpc-server", no_argument, NULL, OPT_NO_RPC },
 	{ "rpcs-allowed", required_argument, NULL, OPT_ALLOWED },
@@ -147,6 +161,9 @@ static bool take_option(struct options *o, int opt, const char *arg)
 	case 'm': o->mask = arg; break;
 	case 'r': o->rpc_path = arg; break;
 	case 'f': o->pidfile = arg; break;
+	case 'c': o->files.config = arg; break;
+	case OPT_STATE: o->files.state = arg; break;
+	case OPT_IGNORE_ERRORS: o->files.ignore_errors = true; break;
 	case OPT_NO_RPC: o->no_rpc = true; break;
 	case OPT_ALLOWED: o->rpcs_allowed = arg; break;
 	case OPT_WAIT: o->wait_for_rpc = true; break;
@@ -174,7 +191,7 @@ static int parse_options(struct options *o, int argc, char **argv)
 {
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "S:m:r:f:s:L:vh", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "S:m:c:r:f:s:L:vh", long_options, NULL)) != -1) {
 		if (opt == 'h') {
 			fputs(usage, stdout);
 			return 0;
@@ -194,6 +211,11 @@ static int parse_options(struct options *o, int argc, char **argv)
 	}
 	if (optind < argc) {
 		fprintf(stderr, "vhost: what is '%s'? Try --help.\n", argv[optind]);
+		return 1;
+	}
+	if (o->wait_for_rpc && (o->files.config || o->files.state)) {
+		fputs("vhost: --wait-for-rpc leaves the start to RPC; -c and --state do not go "
+		      "with it\n", stderr);
 		return 1;
 	}
 	return -1;
@@ -218,6 +240,7 @@ static void drain_timeout(struct control_timer *t)
 	control_assert();
 	log_warning("requests have not ended after %d ms: leaving without them", DRAIN_MS);
 	app.exit_code = 1;
+	app.left = true;
 	control_stop();
 }
 
@@ -232,6 +255,8 @@ CONTROL_ONLY static void shut_down(void)
 	app.draining = 2;
 	app.drain.fn = drain_timeout;
 	control_timer_start(&app.drain, DRAIN_MS);
+	/* First: what goes from now on is not to go from the state. */
+	rpc_files_stop();
 	rpc_stop();
 	vhost_fini(part_done_cb);
 	bdev_delete_all(part_done_cb);
@@ -301,11 +326,54 @@ static int write_pidfile(const char *path)
 	return 0;
 }
 
-CONTROL_ONLY static int start(const struct options *o)
+/* Tell systemd, if it asked (Type=notify): what is ordered after us may start. */
+static void notify_ready(void)
 {
-	struct reactor_config reactors = { .poll_us = o->poll_us, .lock_cores = o->lock_cores };
+	static const char text[] = "READY=1";
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	size_t len = path ? strlen(path) : 0;
+	int fd;
+
+	if (len == 0 || len >= sizeof(addr.sun_path))
+		return;
+	memcpy(addr.sun_path, path, len);
+	if (path[0] == '@')
+		addr.sun_path[0] = '\0';
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return;
+	if (sendto(fd, text, sizeof(text) - 1, MSG_NOSIGNAL, (const struct sockaddr *)&addr,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
+		log_warning("cannot tell %s that we are up: %m", path);
+	close(fd);
+}
+
+/* The configuration is there: now others may look at it. */
+static void loaded(void *arg, int status)
+{
+	const struct options *o = arg;
 	struct rpc_config rpc = { o->rpc_path, o->rpcs_allowed, o->wait_for_rpc };
 	char mask[CPUMASK_STR];
+
+	control_assert();
+	if (app.draining)
+		return;
+	if (status == 0 && !o->no_rpc)
+		status = rpc_start(&rpc);
+	if (status < 0) {
+		app.exit_code = 1;
+		shut_down();
+		return;
+	}
+	log_notice("Spindle %s is up: core mask %s, sockets in %s", SPINDLE_VERSION,
+		   cpumask_format(reactors_mask(), mask), o->socket_dir);
+	notify_ready();
+}
+
+CONTROL_ONLY static int start(struct options *o)
+{
+	struct reactor_config reactors = { .poll_us = o->poll_us, .lock_cores = o->lock_cores };
 	int rc;
 
 	if (cpumask_parse(o->mask, &reactors.mask) < 0) {
@@ -330,11 +398,8 @@ CONTROL_ONLY static int start(const struct options *o)
 		rc = vhost_init(o->socket_dir);
 	if (rc == 0 && o->pidfile)
 		rc = write_pidfile(o->pidfile);
-	if (rc == 0 && !o->no_rpc)
-		rc = rpc_start(&rpc);
 	if (rc == 0)
-		log_notice("Spindle %s is up: core mask %s, sockets in %s", SPINDLE_VERSION,
-			   cpumask_format(reactors_mask(), mask), o->socket_dir);
+		rc = rpc_files_load(&o->files, loaded, o);
 	return rc;
 }
 
@@ -362,7 +427,7 @@ int main(int argc, char **argv)
 	else
 		app.exit_code = 1;
 	/* With requests left behind, the threads may be anywhere: just go. */
-	if (app.exit_code && rc == 0) {
+	if (app.left) {
 		if (o.pidfile)
 			unlink(o.pidfile);
 		_exit(app.exit_code);

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The configuration as calls: for each subsystem the list of {method, params}
- * that rebuilds what is there now. rpc.py's save_config and load_config do the
- * rest.
+ * that rebuilds what is there now, and behind them those that are pending. rpc.py's
+ * save_config and load_config, and the files of -c and --state, are made of it.
  *
  * Bdevs come in the order of their creation, so a bdev stands behind the one it
  * wraps; uuids are written, so a rebuilt disk is the same disk to its guest.
  * Injected errors are not part of the configuration. A bdev or controller whose
  * bdev was removed cannot be rebuilt and is left out.
  */
+#include "rpc/config.h"
 #include "rpc/rpc.h"
 
 #include "reactor/cpumask.h"
@@ -133,6 +134,7 @@ static void write_bdevs(struct json_out *w) CONTROL_ONLY
 			call_end(w);
 		}
 	}
+	pending_write(w, true);
 }
 
 /* ------- controllers ------- */
@@ -148,6 +150,8 @@ static void write_controller(struct json_out *w, const struct vhost_controller_i
 	json_put_bool(w, "readonly", info->readonly);
 	if (info->packed_ring)
 		json_put_bool(w, "packed_ring", true);
+	if (info->writethrough)
+		json_put_bool(w, "writeback", false);
 	json_put_string(w, "transport", "vhost_user_blk");
 	call_end(w);
 	if (info->delay_base_us == 0 && info->iops_threshold == COALESCING_IOPS_DEFAULT)
@@ -170,6 +174,7 @@ static void write_controllers(struct json_out *w) CONTROL_ONLY
 		if (info.bdev)
 			write_controller(w, &info);
 	}
+	pending_write(w, false);
 }
 
 /* ------- subsystems ------- */
@@ -209,4 +214,20 @@ bool rpc_write_config(struct json_out *w, const char *subsystem)
 		}
 	}
 	return false;
+}
+
+void rpc_config_write(struct json_out *w)
+{
+	json_out_object(w);
+	json_put_array(w, "subsystems");
+	for (unsigned int i = 0; i < ARRAY_SIZE(subsystems); i++) {
+		json_out_object(w);
+		json_put_string(w, "subsystem", subsystems[i].name);
+		json_put_array(w, "config");
+		subsystems[i].write(w);
+		json_out_array_end(w);
+		json_out_object_end(w);
+	}
+	json_out_array_end(w);
+	json_out_object_end(w);
 }

@@ -12,6 +12,7 @@
  * params, in which its strings lie. Every refusal is logged here, once and
  * rate-limited, unless the layer that found it has done so.
  */
+#include "rpc/config.h"
 #include "rpc/rpc.h"
 
 #include "reactor/log.h"
@@ -24,11 +25,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WHY_MAX 512
+#define WHY_MAX RPC_WHY_MAX
+#define RPC_ERRNO_MIN (-4095)	/* codes below it are JSON-RPC's */
 
 static const struct rpc_method *const method_tables[] = {
 	rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
-	rpc_notify_methods,
+	rpc_notify_methods, rpc_pending_methods,
 #if SPINDLE_RBD
 	rpc_rbd_methods,
 #endif
@@ -88,6 +90,13 @@ static const struct rpc_method *method_find(const char *name, size_t len, bool *
 			if (method_is(m, name, len, alias))
 				return m;
 	return NULL;
+}
+
+const struct rpc_method *rpc_method_find(const char *name)
+{
+	bool alias;
+
+	return method_find(name, strlen(name), &alias);
 }
 
 void rpc_write_methods(struct json_out *w, bool current, bool aliases)
@@ -196,12 +205,28 @@ static void call_free(struct rpc_call *call)
 	free(call);
 }
 
+static void own_call_end(struct rpc_call *call, int status, const char *why) CONTROL_ONLY
+{
+	void (*done)(void *arg, int status, const char *why) = call->done;
+	void *arg = call->done_arg;
+	char text[WHY_MAX];
+
+	/* What why points at may go with the call. */
+	snprintf(text, sizeof(text), "%s", why);
+	call_free(call);
+	done(arg, status, text);
+}
+
 /* The call's one end. Without an id success is silent, an error is not. */
 static void call_end(struct rpc_call *call, bool silent) CONTROL_ONLY
 {
 	struct rpc_client *client = call->client;
 	struct json_out out = call->out;
 
+	if (!client) {
+		own_call_end(call, 0, "");
+		return;
+	}
 	call->out = (struct json_out){ 0 };
 	call_free(call);
 	if (silent)
@@ -221,6 +246,11 @@ struct json_out *rpc_result(struct rpc_call *call)
 void rpc_reply(struct rpc_call *call)
 {
 	json_out_object_end(&call->out);
+	if (call->client && call->method->flags & RPC_CHANGES) {
+		pending_wake();
+		if (rpc_state_hold(call))
+			return;
+	}
 	call_end(call, !call->has_id);
 }
 
@@ -244,6 +274,11 @@ static void rpc_refused(const char *method, const char *message, const char *dat
 static void reply_error(struct rpc_call *call, int code, const char *message, const char *data,
 			bool logged) CONTROL_ONLY
 {
+	if (!call->client) {
+		own_call_end(call, code < RPC_ERRNO_MIN ? -EINVAL : code,
+			     data && *data ? data : message);
+		return;
+	}
 	if (!logged)
 		rpc_refused(call->method->name, message, data);
 	call->out.len = 0;
@@ -268,7 +303,19 @@ void rpc_reply_errno(struct rpc_call *call, int status, const char *reason, bool
 {
 	int code = call->method->flags & RPC_VHOST_ERRORS ? RPC_INVALID_PARAMS : status;
 
+	if (!call->client) {
+		own_call_end(call, status, reason && *reason ? reason : rpc_strerror(-status));
+		return;
+	}
 	reply_error(call, code, rpc_strerror(-status), reason, logged);
+}
+
+void rpc_release(struct rpc_call *call, int status, const char *why)
+{
+	if (status == 0)
+		call_end(call, !call->has_id);
+	else
+		reply_error(call, status, rpc_strerror(-status), why, false);
 }
 
 void rpc_dispatch_error(struct rpc_client *client, int code, const char *message, const char *data)
@@ -582,27 +629,67 @@ static bool call_refused(struct rpc_call *call, const struct json_fault *fault) 
 	return true;
 }
 
-static void call_start(struct rpc_client *client, const struct request *r,
-		       const struct rpc_method *m, const struct json_fault *fault) CONTROL_ONLY
+static struct rpc_call *call_new(const struct rpc_method *m, struct json_object *params)
 {
 	size_t size = (sizeof(struct rpc_call) + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 	struct rpc_call *call = aligned_alloc(CACHE_LINE, size);
+
+	if (!call)
+		return NULL;
+	memset(call, 0, sizeof(*call));
+	call->method = m;
+	call->params = json_object_get(params);
+	list_init(&call->node);
+	return call;
+}
+
+static void call_start(struct rpc_client *client, const struct request *r,
+		       const struct rpc_method *m, const struct json_fault *fault) CONTROL_ONLY
+{
+	struct rpc_call *call = call_new(m, r->params);
 
 	if (!call) {
 		rpc_dispatch_error(client, RPC_INTERNAL_ERROR, rpc_strerror(ENOMEM), NULL);
 		return;
 	}
-	memset(call, 0, sizeof(*call));
-	call->method = m;
 	call->client = client;
 	call->id = json_object_get(r->id);
 	call->has_id = r->has_id;
-	call->params = json_object_get(r->params);
-	list_init(&call->node);
 	log_debug(LOG_F_RPC, "%s", m->name);
 	rpc_client_began(client, call);
-	if (!call_refused(call, fault))
+	if (!call_refused(call, fault) && !pending_answers(call))
 		m->fn(call);
+}
+
+bool rpc_method_check(const struct rpc_method *m, struct json_object *params,
+		      char why[RPC_WHY_MAX])
+{
+	CACHE_ALIGNED unsigned char args[RPC_ARGS_MAX] = { 0 };
+
+	if (params && !json_object_is_type(params, json_type_object)) {
+		snprintf(why, RPC_WHY_MAX, "\"params\" must be an object");
+		return false;
+	}
+	return m->flags & RPC_ANY_PARAMS || decode_params(m, params, args, why);
+}
+
+void rpc_call_own(const struct rpc_method *m, struct json_object *params,
+		  void (*done)(void *arg, int status, const char *why), void *arg)
+{
+	struct rpc_call *call = call_new(m, params);
+	char why[WHY_MAX] = "";
+
+	if (!call) {
+		done(arg, -ENOMEM, rpc_strerror(ENOMEM));
+		return;
+	}
+	call->done = done;
+	call->done_arg = arg;
+	log_debug(LOG_F_RPC, "%s (ours)", m->name);
+	if (m->flags & RPC_ANY_PARAMS || decode_params(m, params, call->args, why))
+		m->fn(call);
+	else
+		own_call_end(call, -EINVAL, why);
 }
 
 /* An answer outside any call; for the log the method's name as the client has it. */

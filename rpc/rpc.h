@@ -101,6 +101,7 @@ struct rpc_param {
 /* flags */
 #define RPC_ANY_PARAMS 0x1	/* takes any parameters and ignores them */
 #define RPC_VHOST_ERRORS 0x2	/* every refusal is -32602 with the errno's text */
+#define RPC_CHANGES 0x4		/* the configuration: success is answered once it is saved */
 
 #define RPC_ARGS_MAX 256
 
@@ -120,7 +121,7 @@ struct rpc_method {
 
 /* Each ends with a row whose name is NULL. */
 extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_bdev_show_methods[],
-	rpc_vhost_methods[], rpc_rbd_methods[], rpc_notify_methods[];
+	rpc_vhost_methods[], rpc_rbd_methods[], rpc_notify_methods[], rpc_pending_methods[];
 
 /*
  * One call from decoding to reply. A handler that answers later keeps the
@@ -138,7 +139,9 @@ struct rpc_call {
 	uint64_t deadline_ns;
 	unsigned int step;
 	/* dispatch.c's */
-	struct rpc_client *client;
+	struct rpc_client *client;	/* NULL: the call is our own, and done gets its end */
+	void (*done)(void *arg, int status, const char *why);
+	void *done_arg;
 	struct json_object *id;		/* NULL: null, or none when !has_id */
 	bool has_id;
 	struct json_object *params;
@@ -164,6 +167,23 @@ void rpc_reply_error(struct rpc_call *call, int code, const char *message, const
 void rpc_reply_errno(struct rpc_call *call, int status, const char *reason, bool logged)
 	CONTROL_ONLY;
 
+/* ------- calls of our own: saved configurations ------- */
+
+/* By name or old name; NULL: there is none. */
+const struct rpc_method *rpc_method_find(const char *name);
+/* Whether params (NULL: none) are such as m takes; else `why` says what is wrong. */
+#define RPC_WHY_MAX 512
+bool rpc_method_check(const struct rpc_method *m, struct json_object *params,
+		      char why[RPC_WHY_MAX]) CONTROL_ONLY;
+/*
+ * Call m as a client would. done gets 0 or -errno and the reason, perhaps before
+ * this returns. --rpcs-allowed does not count. Takes a reference to params.
+ */
+void rpc_call_own(const struct rpc_method *m, struct json_object *params,
+		  void (*done)(void *arg, int status, const char *why), void *arg) CONTROL_ONLY;
+/* The end of a successful call that rpc_state_hold() took: status -errno when not saved. */
+void rpc_release(struct rpc_call *call, int status, const char *why) CONTROL_ONLY;
+
 /* The text of an errno, in English whatever the locale. */
 const char *rpc_strerror(int err);
 /* true after framework_start_init, or from the start without --wait-for-rpc. */
@@ -176,6 +196,8 @@ void rpc_write_methods(struct json_out *w, bool current, bool aliases) CONTROL_O
 void rpc_rbd_show(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
 void rpc_rbd_save(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
 void rpc_rbd_save_clusters(struct json_out *w) CONTROL_ONLY;
+/* Take secrets out of the params of a create or register call. */
+void rpc_rbd_strip_secrets(struct json_object *params);
 
 /* config.c: what rebuilds it. False for an unknown subsystem. */
 bool rpc_write_config(struct json_out *w, const char *subsystem) CONTROL_ONLY;

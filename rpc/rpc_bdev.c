@@ -420,9 +420,10 @@ static void delay_delete(struct rpc_call *call) CONTROL_ONLY
 /* ------- the table ------- */
 
 #define METHOD(method, alias, fn, params_table, args)                             \
-	{ method, alias, RPC_RUNTIME, 0, fn, RPC_PARAMS(params_table, args) }
+	{ method, alias, RPC_RUNTIME, RPC_CHANGES, fn, RPC_PARAMS(params_table, args) }
 #define METHOD_DEFAULTS(method, fn, params_table, args, values)                   \
-	{ method, NULL, RPC_RUNTIME, 0, fn, RPC_PARAMS(params_table, args), .defaults = &(values) }
+	{ method, NULL, RPC_RUNTIME, RPC_CHANGES, fn, RPC_PARAMS(params_table, args),  \
+	  .defaults = &(values) }
 #define BY_NAME(method, alias, fn) METHOD(method, alias, fn, name_params, struct name_args)
 
 const struct rpc_method rpc_bdev_methods[] = {
@@ -430,7 +431,7 @@ const struct rpc_method rpc_bdev_methods[] = {
 	       struct null_args),
 	METHOD("bdev_null_resize", NULL, null_resize, resize_params, struct resize_args),
 	BY_NAME("bdev_null_delete", "delete_null_bdev", null_delete),
-	{ "bdev_malloc_create", "construct_malloc_bdev", RPC_RUNTIME, 0, malloc_create,
+	{ "bdev_malloc_create", "construct_malloc_bdev", RPC_RUNTIME, RPC_CHANGES, malloc_create,
 	  RPC_PARAMS(malloc_params, struct malloc_args), .defaults = &malloc_defaults },
 	BY_NAME("bdev_malloc_delete", "delete_malloc_bdev", malloc_delete),
 	METHOD("bdev_aio_create", "construct_aio_bdev", aio_create, aio_params, struct file_args),

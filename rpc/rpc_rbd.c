@@ -7,6 +7,8 @@
  */
 #include "rpc/rpc.h"
 
+#include <json-c/json.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -389,8 +391,69 @@ void rpc_rbd_save_clusters(struct json_out *w)
 	}
 }
 
+/* "pool/image:id=x:key=y" without the options that hold secrets. */
+static void strip_uri(char *uri)
+{
+	char *out = uri, *p = uri;
+
+	while (*p) {
+		char *end = p + (*p == ':');
+		char key[128];
+		size_t n = strcspn(p + (*p == ':'), "=:");
+
+		while (*end && *end != ':')
+			end += end[0] == '\\' && end[1] ? 2 : 1;
+		snprintf(key, sizeof(key), "%.*s", (int)n, p + (*p == ':'));
+		/* A secret must not slip through for a backslash in its name. */
+		if (*p != ':' || p[n + 1] != '=' || strchr(key, '/') ||
+		    !(is_secret(key) || strchr(key, '\\'))) {
+			memmove(out, p, (size_t)(end - p));
+			out += end - p;
+		}
+		p = end;
+	}
+	*out = '\0';
+}
+
+static void strip_map(struct json_object *map)
+{
+	struct json_object *kept;
+
+	if (!json_object_is_type(map, json_type_object))
+		return;
+	do {
+		kept = NULL;
+		json_object_object_foreach(map, key, value) {
+			(void)value;
+			if (!is_secret(key))
+				continue;
+			json_object_object_del(map, key);
+			kept = map;
+			break;
+		}
+	} while (kept);
+}
+
+void rpc_rbd_strip_secrets(struct json_object *params)
+{
+	struct json_object *v;
+	char *uri;
+
+	if (json_object_object_get_ex(params, "config", &v))
+		strip_map(v);
+	if (json_object_object_get_ex(params, "config_param", &v))
+		strip_map(v);
+	if (!json_object_object_get_ex(params, "uri", &v))
+		return;
+	uri = strdup(json_object_get_string(v));
+	if (uri)
+		strip_uri(uri);
+	json_object_object_add(params, "uri", json_object_new_string(uri ? uri : ""));
+	free(uri);
+}
+
 #define METHOD(method, alias, fn, table, args)                                    \
-	{ method, alias, RPC_RUNTIME, 0, fn, RPC_PARAMS(table, args) }
+	{ method, alias, RPC_RUNTIME, RPC_CHANGES, fn, RPC_PARAMS(table, args) }
 
 const struct rpc_method rpc_rbd_methods[] = {
 	METHOD("bdev_rbd_create", "construct_rbd_bdev", rbd_create, create_params,
@@ -401,7 +464,7 @@ const struct rpc_method rpc_rbd_methods[] = {
 	       struct register_args),
 	METHOD("bdev_rbd_unregister_cluster", NULL, unregister_cluster, name_params,
 	       struct name_args),
-	METHOD("bdev_rbd_get_clusters_info", NULL, get_clusters, maybe_name_params,
-	       struct name_args),
+	{ "bdev_rbd_get_clusters_info", NULL, RPC_RUNTIME, 0, get_clusters,
+	  RPC_PARAMS(maybe_name_params, struct name_args) },
 	{ .name = NULL },
 };

@@ -29,14 +29,16 @@ static void reply_rc(struct rpc_call *call, int rc, const char *reason) CONTROL_
 
 struct create_args {
 	const char *ctrlr, *dev_name, *cpumask, *transport;
-	bool readonly, packed_ring;
+	bool readonly, packed_ring, writeback;
 };
+static const struct create_args create_defaults = { .writeback = true };
 static const struct rpc_param create_params[] = {
 	RPC_PARAM(struct create_args, ctrlr, RPC_REQUIRED),
 	RPC_PARAM(struct create_args, dev_name, RPC_REQUIRED),
 	RPC_PARAM(struct create_args, cpumask, RPC_OPTIONAL),
 	RPC_PARAM(struct create_args, readonly, RPC_OPTIONAL),
 	RPC_PARAM(struct create_args, packed_ring, RPC_OPTIONAL),
+	RPC_PARAM(struct create_args, writeback, RPC_OPTIONAL),
 	RPC_PARAM(struct create_args, transport, RPC_OPTIONAL),
 };
 
@@ -50,6 +52,7 @@ static void create_blk_controller(struct rpc_call *call) CONTROL_ONLY
 		.transport = args->transport,
 		.readonly = args->readonly,
 		.packed_ring = args->packed_ring,
+		.writethrough = !args->writeback,
 	};
 	char reason[VHOST_REASON_MAX] = "";
 
@@ -200,14 +203,18 @@ static void create_transport(struct rpc_call *call) CONTROL_ONLY
 
 #define VHOST(method, alias, fn, params_table, args)                              \
 	{ method, alias, RPC_RUNTIME, RPC_VHOST_ERRORS, fn, RPC_PARAMS(params_table, args) }
+#define VHOST_CHANGES(method, alias, fn, params_table, args)                      \
+	{ method, alias, RPC_RUNTIME, RPC_VHOST_ERRORS | RPC_CHANGES, fn,         \
+	  RPC_PARAMS(params_table, args) }
 
 const struct rpc_method rpc_vhost_methods[] = {
-	VHOST("vhost_create_blk_controller", "construct_vhost_blk_controller",
-	      create_blk_controller, create_params, struct create_args),
-	VHOST("vhost_delete_controller", "remove_vhost_controller", delete_controller,
-	      ctrlr_params, struct ctrlr_args),
-	VHOST("vhost_controller_set_coalescing", "set_vhost_controller_coalescing",
-	      set_coalescing, coalescing_params, struct coalescing_args),
+	{ "vhost_create_blk_controller", "construct_vhost_blk_controller", RPC_RUNTIME,
+	  RPC_VHOST_ERRORS | RPC_CHANGES, create_blk_controller,
+	  RPC_PARAMS(create_params, struct create_args), .defaults = &create_defaults },
+	VHOST_CHANGES("vhost_delete_controller", "remove_vhost_controller", delete_controller,
+		      ctrlr_params, struct ctrlr_args),
+	VHOST_CHANGES("vhost_controller_set_coalescing", "set_vhost_controller_coalescing",
+		      set_coalescing, coalescing_params, struct coalescing_args),
 	VHOST("vhost_get_controllers", "get_vhost_controllers", get_controllers, name_params,
 	      struct name_args),
 	{ "virtio_blk_get_transports", NULL, RPC_ALWAYS, 0, get_transports,

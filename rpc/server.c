@@ -207,7 +207,7 @@ void rpc_client_began(struct rpc_client *c, struct rpc_call *call)
 
 bool rpc_client_gone(const struct rpc_client *c)
 {
-	return c->gone;
+	return c && c->gone;
 }
 
 void rpc_client_answer(struct rpc_client *c, const char *text, size_t len)

@@ -289,6 +289,7 @@ COMMANDS = {
     'framework_get_subsystems': ('subsystems in the order of their start', [], PRINT),
     'framework_get_config': ('calls that rebuild the configuration of one subsystem', [
         pos('name', 'subsystem, such as bdev or vhost_blk')], PRINT),
+    'config_get_pending': ('what of a loaded configuration could not be made yet', [], PRINT),
     'framework_set_scheduler': ('choose the thread scheduler', [
         pos('name', 'scheduler, such as static'),
         opt('-p --period', 'period in microseconds', int),

@@ -23,6 +23,7 @@ PARAMETERS = {
     'framework_wait_init': {},
     'framework_get_subsystems': {},
     'framework_get_config': {'name*': S, 'with_batches': B},
+    'config_get_pending': {},
     'framework_get_reactors': {},
     'framework_set_scheduler': {
         'name*': ('static',), 'period': U64, 'load_limit': U64, 'core_limit': U64,
@@ -90,7 +91,7 @@ PARAMETERS = {
     'bdev_reset_iostat': {'name': S, 'mode': ('all',)},
     'vhost_create_blk_controller': {
         'ctrlr*': S, 'dev_name*': S, 'cpumask': S, 'readonly': B, 'packed_ring': B,
-        'transport': S},
+        'transport': S, 'writeback': B},
     'vhost_delete_controller': {'ctrlr*': S},
     'vhost_controller_set_coalescing': {
         'ctrlr*': S, 'delay_base_us*': U32, 'iops_threshold*': U32},

@@ -51,6 +51,7 @@ static const char *allowed_methods(void)
 {
 	const struct rpc_method *const tables[] = {
 		rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
+		rpc_pending_methods,
 	};
 	static char text[8192];
 	size_t len = 0;
