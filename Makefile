@@ -163,6 +163,9 @@ install: all
 	install -D -m 0755 $(BUILD)/bin/vhost $(DESTDIR)$(PREFIX)/sbin/spindle-vhost
 	install -D -m 0755 scripts/rpc.py $(DESTDIR)$(PREFIX)/bin/spindle-rpc
 	install -D -m 0755 scripts/setup.sh $(DESTDIR)$(PREFIX)/sbin/spindle-setup
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,/usr/local,$(PREFIX),' scripts/spindle.service \
+		> $(DESTDIR)$(PREFIX)/lib/systemd/system/spindle.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/spindle
 	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/spindle
 
