@@ -17,6 +17,7 @@
 #include "reactor/worker.h"
 #include "rpc/config.h"
 #include "rpc/rpc.h"
+#include "rpc/takeover.h"
 #include "vhost/vhost.h"
 
 #include <fcntl.h>
@@ -28,6 +29,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -49,11 +51,17 @@ struct options {
 	bool no_rpc;
 	bool wait_for_rpc;
 	bool lock_cores;
+	bool takeover;
 };
 
 static struct {
 	struct control_fd signals;
 	struct control_timer drain;
+	struct options *options;
+	/* Of a takeover. */
+	int rpc_fds[2], predecessor;
+	struct control_fd predecessor_end;
+	bool succeeded;		/* by another process: the files are its own now */
 	unsigned int draining;	/* parts still to finish */
 	bool left;		/* with requests in flight */
 	int exit_code;
@@ -79,6 +87,7 @@ static const char usage[] =
 "      --interrupt-mode      sleep whenever there is nothing to do\n"
 "      --rbd-connections N   connections to a Ceph cluster that disks share (2)\n"
 "      --poll-us N           sleep after N microseconds without work (never)\n"
+"      --takeover            take everything over from the process at the RPC socket\n"
 "      --disable-cpumask-locks  do not keep other targets off the cores\n"
 "  -L, --logflag FLAG        debug lines of reactor, bdev, vhost, rpc or all\n"
 "      --log-level LEVEL     ERROR, WARNING, NOTICE, INFO or DEBUG (NOTICE)\n"
@@ -90,7 +99,7 @@ static const char usage[] =
 
 enum {
 	OPT_NO_RPC = 256, OPT_ALLOWED, OPT_WAIT, OPT_HUGE_DIR, OPT_NO_HUGE, OPT_INTERRUPT,
-	OPT_POLL_US, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE, OPT_STATE,
+	OPT_POLL_US, OPT_TAKEOVER, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE, OPT_STATE,
 	OPT_IGNORE_ERRORS,
 };
 
@@ -111,6 +120,7 @@ static const struct option long_options[] = {
 	{ "interrupt-mode", no_argument, NULL, OPT_INTERRUPT },
 	{ "poll-us", required_argument, NULL, OPT_POLL_US },
 	{ "rbd-connections", required_argument, NULL, OPT_RBD_CONNECTIONS },
+	{ "takeover", no_argument, NULL, OPT_TAKEOVER },
 	{ "disable-cpumask-locks", no_argument, NULL, OPT_NO_LOCKS },
 	{ "logflag", required_argument, NULL, 'L' },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
@@ -170,6 +180,7 @@ static bool take_option(struct options *o, int opt, const char *arg)
 	case OPT_HUGE_DIR: o->huge.huge_dir = arg; break;
 	case OPT_NO_HUGE: o->huge.no_huge = true; break;
 	case OPT_INTERRUPT: o->poll_us = 0; break;
+	case OPT_TAKEOVER: o->takeover = true; break;
 	case OPT_NO_LOCKS: o->lock_cores = false; break;
 	case OPT_RBD_CONNECTIONS:
 		return parse_number(arg, 64, &o->rbd_connections) && o->rbd_connections > 0;
@@ -262,6 +273,16 @@ CONTROL_ONLY static void shut_down(void)
 	bdev_delete_all(part_done_cb);
 }
 
+/* A successor has taken over. */
+static void leave(void)
+{
+	control_assert();
+	app.succeeded = true;
+	rpc_disown();
+	if (!app.draining)
+		shut_down();
+}
+
 static void signal_event(struct control_fd *cf, uint32_t events)
 {
 	struct signalfd_siginfo info;
@@ -276,6 +297,11 @@ static void signal_event(struct control_fd *cf, uint32_t events)
 	}
 	if (app.draining) {
 		log_warning("second signal: leaving at once");
+		_exit(1);
+	}
+	/* Nothing is ours yet, and the predecessor goes on. */
+	if (app.options->takeover) {
+		log_notice("%s: no takeover", strsignal((int)info.ssi_signo));
 		_exit(1);
 	}
 	log_notice("%s: shutting down", strsignal((int)info.ssi_signo));
@@ -326,10 +352,17 @@ static int write_pidfile(const char *path)
 	return 0;
 }
 
+static void remove_pidfile(const struct options *o)
+{
+	if (o->pidfile && !app.succeeded)
+		unlink(o->pidfile);
+}
+
 /* Tell systemd, if it asked (Type=notify): what is ordered after us may start. */
 static void notify_ready(void)
 {
-	static const char text[] = "READY=1";
+	char text[64];
+	int text_len = snprintf(text, sizeof(text), "READY=1\nMAINPID=%d", (int)getpid());
 	const char *path = getenv("NOTIFY_SOCKET");
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	size_t len = path ? strlen(path) : 0;
@@ -343,7 +376,7 @@ static void notify_ready(void)
 	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return;
-	if (sendto(fd, text, sizeof(text) - 1, MSG_NOSIGNAL, (const struct sockaddr *)&addr,
+	if (sendto(fd, text, (size_t)text_len, MSG_NOSIGNAL, (const struct sockaddr *)&addr,
 		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
 		log_warning("cannot tell %s that we are up: %m", path);
 	close(fd);
@@ -353,7 +386,8 @@ static void notify_ready(void)
 static void loaded(void *arg, int status)
 {
 	const struct options *o = arg;
-	struct rpc_config rpc = { o->rpc_path, o->rpcs_allowed, o->wait_for_rpc };
+	struct rpc_config rpc = { o->rpc_path, o->rpcs_allowed, o->wait_for_rpc,
+				  app.predecessor ? app.rpc_fds : NULL };
 	char mask[CPUMASK_STR];
 
 	control_assert();
@@ -371,9 +405,48 @@ static void loaded(void *arg, int status)
 	notify_ready();
 }
 
+/* The predecessor has gone: take what only one process can have. */
+static void predecessor_gone(struct control_fd *cf, uint32_t events)
+{
+	struct options *o = app.options;
+
+	(void)events;
+	control_assert();
+	if (cf->fd >= 0) {
+		control_fd_del(cf);
+		close(cf->fd);
+	}
+	if (o->lock_cores && reactors_lock_cores() < 0)
+		log_warning("going on without the core locks");
+	if (rpc_files_follow(&o->files) < 0)
+		log_error("going on without keeping the state");
+}
+
+static void taken_over(void *arg, int status)
+{
+	struct options *o = arg;
+	struct control_fd *cf = &app.predecessor_end;
+
+	control_assert();
+	app.succeeded = status < 0;
+	if (status == 0 && o->pidfile)
+		write_pidfile(o->pidfile);
+	o->takeover = false;
+	loaded(arg, status);
+	if (status < 0)
+		return;
+	cf->fd = (int)syscall(SYS_pidfd_open, app.predecessor, 0);
+	cf->fn = predecessor_gone;
+	if (cf->fd < 0 || control_fd_add(cf, EPOLLIN) < 0)
+		predecessor_gone(cf, 0);
+}
+
 CONTROL_ONLY static int start(struct options *o)
 {
-	struct reactor_config reactors = { .poll_us = o->poll_us, .lock_cores = o->lock_cores };
+	struct reactor_config reactors = {
+		.poll_us = o->poll_us, .lock_cores = o->lock_cores && !o->takeover,
+	};
+	const struct takeover_config takeover = { o->rpc_path, app.rpc_fds, &app.predecessor };
 	int rc;
 
 	if (cpumask_parse(o->mask, &reactors.mask) < 0) {
@@ -396,6 +469,10 @@ CONTROL_ONLY static int start(struct options *o)
 		rc = reactors_start(&reactors);
 	if (rc == 0)
 		rc = vhost_init(o->socket_dir);
+	app.options = o;
+	takeover_on_loss(leave);
+	if (rc == 0 && o->takeover)
+		return takeover_begin(&takeover, taken_over, o);
 	if (rc == 0 && o->pidfile)
 		rc = write_pidfile(o->pidfile);
 	if (rc == 0)
@@ -428,8 +505,7 @@ int main(int argc, char **argv)
 		app.exit_code = 1;
 	/* With requests left behind, the threads may be anywhere: just go. */
 	if (app.left) {
-		if (o.pidfile)
-			unlink(o.pidfile);
+		remove_pidfile(&o);
 		_exit(app.exit_code);
 	}
 	if (reactor_count() > 0)
@@ -439,8 +515,7 @@ int main(int argc, char **argv)
 		workers_stop(WORKERS_MS);
 	} while (control_drain() && rounds++ < DRAIN_ROUNDS);
 	control_fini();
-	if (o.pidfile)
-		unlink(o.pidfile);
+	remove_pidfile(&o);
 	/* A thread that hangs in a library must not meet that library's destructors. */
 	if (workers_left())
 		_exit(app.exit_code);

@@ -402,4 +402,10 @@ void bdev_rbd_fini(void) CONTROL_ONLY;
 /* index 0 on; false: no more. */
 bool bdev_rbd_cluster_info(unsigned int index, struct bdev_rbd_cluster_info *info) CONTROL_ONLY;
 
+/* TEMP */
+#define BDEV_HANDOVER_FDS 4
+int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
+int bdev_adopt_offer(const char *name, const int *fds, unsigned int count) CONTROL_ONLY;
+void bdev_adopt_clear(void) CONTROL_ONLY;
+
 #endif

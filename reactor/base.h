@@ -146,6 +146,8 @@ static inline uint64_t tsc_now(void)
 #endif
 }
 
+/* CLOCK_MONOTONIC in nanoseconds. */
+uint64_t clock_ns(void);
 /* Ticks of tsc_now() a second; calibrated once at first use. */
 uint64_t tsc_hz(void);
 

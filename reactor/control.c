@@ -44,7 +44,7 @@ void control_assert(void)
 	assert(is_control);
 }
 
-static uint64_t now_ns(void)
+uint64_t clock_ns(void)
 {
 	struct timespec ts;
 
@@ -60,11 +60,11 @@ uint64_t tsc_hz(void)
 	if (hz)
 		return hz;
 	/* Two readings 5 ms apart are good to about 10 ppm: enough for statistics. */
-	uint64_t ns0 = now_ns(), t0 = tsc_now();
+	uint64_t ns0 = clock_ns(), t0 = tsc_now();
 	struct timespec pause = { .tv_nsec = 5000000 };
 
 	nanosleep(&pause, NULL);
-	uint64_t ns = now_ns() - ns0, ticks = tsc_now() - t0;
+	uint64_t ns = clock_ns() - ns0, ticks = tsc_now() - t0;
 
 	hz = (uint64_t)((double)ticks * 1e9 / (double)ns);
 	atomic_store_explicit(&cached, hz, memory_order_relaxed);
@@ -158,7 +158,7 @@ void control_timer_start(struct control_timer *t, uint64_t ms)
 	struct control_timer *pos;
 
 	control_timer_stop(t);
-	t->deadline_ns = now_ns() + ms * 1000000ull;
+	t->deadline_ns = clock_ns() + ms * 1000000ull;
 	list_for_each(pos, &ctl.timers, node) {
 		if (pos->deadline_ns > t->deadline_ns)
 			break;
@@ -180,7 +180,7 @@ static void run_timers(void)
 
 	if (list_empty(&ctl.timers))
 		return;
-	now = now_ns();
+	now = clock_ns();
 	while (!list_empty(&ctl.timers)) {
 		struct control_timer *t = list_first(&ctl.timers, struct control_timer, node);
 
@@ -201,7 +201,7 @@ static int timeout_ms(void)
 	if (list_empty(&ctl.timers))
 		return -1;
 	t = list_first(&ctl.timers, struct control_timer, node);
-	now = now_ns();
+	now = clock_ns();
 	if (t->deadline_ns <= now)
 		return 0;
 	return (int)MIN((t->deadline_ns - now + 999999) / 1000000, (uint64_t)60000);

@@ -52,6 +52,8 @@ struct rpc_files {
  */
 int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int status),
 		   void *arg) CONTROL_ONLY;
+/* After a takeover: keep the state file current from here on. -errno, logged. */
+int rpc_files_follow(const struct rpc_files *files) CONTROL_ONLY;
 /* Before anything is taken down: the state stays as it is, pending calls rest. */
 void rpc_files_stop(void) CONTROL_ONLY;
 

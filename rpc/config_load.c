@@ -345,6 +345,24 @@ int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int st
 	return rc;
 }
 
+int rpc_files_follow(const struct rpc_files *files)
+{
+	char *text;
+	size_t len;
+	int rc;
+
+	if (!files->state)
+		return 0;
+	rc = rpc_state_open(files->state, &text, &len);
+	free(text);
+	if (rc < 0)
+		return rc;
+	vhost_on_change(rpc_state_touch);
+	rpc_state_start();
+	rpc_state_touch();
+	return 0;
+}
+
 void rpc_files_stop(void)
 {
 	pending_stop();

@@ -14,6 +14,7 @@
  */
 #include "rpc/config.h"
 #include "rpc/rpc.h"
+#include "rpc/takeover.h"
 
 #include "reactor/log.h"
 
@@ -30,7 +31,7 @@
 
 static const struct rpc_method *const method_tables[] = {
 	rpc_app_methods, rpc_bdev_methods, rpc_bdev_show_methods, rpc_vhost_methods,
-	rpc_notify_methods, rpc_pending_methods,
+	rpc_notify_methods, rpc_pending_methods, rpc_takeover_methods,
 #if SPINDLE_RBD
 	rpc_rbd_methods,
 #endif
@@ -616,6 +617,10 @@ static bool call_refused(struct rpc_call *call, const struct json_fault *fault) 
 				"Method may only be called before framework is initialized. Use "
 				"--wait-for-rpc command line parameter and then issue this RPC "
 				"before the framework_start_init RPC.", NULL);
+		return true;
+	}
+	if (takeover_is_active() && (m->flags & RPC_CHANGES)) {
+		rpc_reply_errno(call, -EBUSY, "a successor is taking over", false);
 		return true;
 	}
 	if (call->params && !json_object_is_type(call->params, json_type_object))

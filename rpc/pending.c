@@ -27,7 +27,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define RETRY_FIRST_MS 500u
 #define RETRY_MAX_MS 10000u
@@ -102,14 +101,6 @@ static struct {
 } work = { .entries = LIST_INIT(work.entries), .errors = RPC_ERRORS_PENDING };
 
 static struct log_limit limit;
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 /* ------- entries ------- */
 
@@ -330,7 +321,7 @@ CONTROL_ONLY static void orphan_wait(struct entry *e)
 
 CONTROL_ONLY static void start_what_can(void)
 {
-	uint64_t now = now_ns(), next = UINT64_MAX;
+	uint64_t now = clock_ns(), next = UINT64_MAX;
 	struct entry *e;
 
 	list_for_each(e, &work.entries, node) {
@@ -376,7 +367,7 @@ static void try_later(struct entry *e)
 {
 	unsigned int shift = MIN(e->tries - 1, 8u);
 
-	e->retry_ns = now_ns() + MIN(RETRY_FIRST_MS << shift, RETRY_MAX_MS) * NS_PER_MS;
+	e->retry_ns = clock_ns() + MIN(RETRY_FIRST_MS << shift, RETRY_MAX_MS) * NS_PER_MS;
 	if (e->status == e->logged)
 		return;
 	e->logged = e->status;
@@ -453,7 +444,7 @@ CONTROL_ONLY static bool handle_ends(void)
 		e->running = e->finished = false;
 		if (e->row->flags & SLOW)
 			work.slow--;
-		if (was_starting && now_ns() < work.start_end_ns)
+		if (was_starting && clock_ns() < work.start_end_ns)
 			control_timer_start(&work.patience, PATIENCE_MS);
 		handle_end(e);
 		if (was_starting && !work.starting) {
@@ -514,7 +505,7 @@ void pending_start(const char *source, enum rpc_errors errors,
 	work.errors = errors;
 	work.done = done;
 	work.arg = arg;
-	work.start_end_ns = now_ns() + START_MAX_MS * NS_PER_MS;
+	work.start_end_ns = clock_ns() + START_MAX_MS * NS_PER_MS;
 	work.retry.fn = retry_due;
 	work.patience.fn = patience_over;
 	control_timer_start(&work.patience, PATIENCE_MS);
@@ -724,7 +715,7 @@ static void write_entry(struct json_out *w, const struct entry *e, uint64_t now)
 static void config_get_pending(struct rpc_call *call) CONTROL_ONLY
 {
 	struct json_out *w = rpc_result(call);
-	uint64_t now = now_ns();
+	uint64_t now = clock_ns();
 	struct entry *e;
 
 	json_out_array(w);

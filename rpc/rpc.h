@@ -12,6 +12,7 @@ struct rpc_config {
 	const char *path;	/* socket; <path>.lock guards it */
 	const char *allowed;	/* NULL: all; else "method,method,..." */
 	bool wait_for_rpc;	/* only start-up methods until framework_start_init */
+	const int *adopted;	/* NULL, or a predecessor's rpc_server_fds(), which are taken */
 };
 
 /*
@@ -22,6 +23,8 @@ struct rpc_config {
 int rpc_start(const struct rpc_config *config) CONTROL_ONLY;
 /* Close all clients, remove socket and lock file. */
 void rpc_stop(void) CONTROL_ONLY;
+/* Socket and lock file are a successor's by now: rpc_stop() is to leave them. */
+void rpc_disown(void) CONTROL_ONLY;
 
 /* ------- handlers: one table of methods per module ------- */
 
@@ -121,7 +124,8 @@ struct rpc_method {
 
 /* Each ends with a row whose name is NULL. */
 extern const struct rpc_method rpc_app_methods[], rpc_bdev_methods[], rpc_bdev_show_methods[],
-	rpc_vhost_methods[], rpc_rbd_methods[], rpc_notify_methods[], rpc_pending_methods[];
+	rpc_vhost_methods[], rpc_rbd_methods[], rpc_notify_methods[], rpc_pending_methods[],
+	rpc_takeover_methods[];
 
 /*
  * One call from decoding to reply. A handler that answers later keeps the
@@ -221,6 +225,15 @@ void rpc_dispatch_error(struct rpc_client *client, int code, const char *message
 /* A call is under way on behalf of client. */
 void rpc_client_began(struct rpc_client *client, struct rpc_call *call) CONTROL_ONLY;
 bool rpc_client_gone(const struct rpc_client *client);
+/*
+ * Take a call's connection away from the server: the fd is the caller's, and what
+ * the call replies is dropped. -errno.
+ */
+int rpc_client_detach(struct rpc_call *call) CONTROL_ONLY;
+/* Whether any client's call is under way. */
+bool rpc_is_busy(void) CONTROL_ONLY;
+/* Listening socket and lock, -1 without a server. Still the server's. */
+void rpc_server_fds(int fds[2]) CONTROL_ONLY;
 /* The answer, without newline; NULL: there is none to send. */
 void rpc_client_answer(struct rpc_client *client, const char *text, size_t len) CONTROL_ONLY;
 

@@ -10,7 +10,6 @@
 #include "reactor/reactor.h"
 
 #include <stdio.h>
-#include <time.h>
 
 #define DAY_MS UINT64_C(86400000)
 /* How often bdev_get_bdevs looks for a bdev it waits for. */
@@ -141,14 +140,6 @@ static void reply_bdevs(struct rpc_call *call, struct bdev *b) CONTROL_ONLY
 	rpc_reply(call);
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 static void wait_for_bdev(struct rpc_call *call) CONTROL_ONLY;
 
 static void bdev_appear_timer(struct control_timer *t)
@@ -172,7 +163,7 @@ static void wait_for_bdev(struct rpc_call *call)
 
 	if (b) {
 		reply_bdevs(call, b);
-	} else if (now_ns() >= call->deadline_ns || rpc_client_gone(call->client)) {
+	} else if (clock_ns() >= call->deadline_ns || rpc_client_gone(call->client)) {
 		reply_no_bdev(call, args->name);
 	} else {
 		call->cancel = bdev_appear_cancel;
@@ -189,7 +180,7 @@ static void get_bdevs(struct rpc_call *call) CONTROL_ONLY
 		reply_bdevs(call, NULL);
 		return;
 	}
-	call->deadline_ns = now_ns() + MIN(args->timeout, DAY_MS) * 1000000;
+	call->deadline_ns = clock_ns() + MIN(args->timeout, DAY_MS) * 1000000;
 	wait_for_bdev(call);
 }
 

@@ -84,6 +84,7 @@ static struct {
 	struct control_timer accept_again;
 	bool accepting;			/* the listener is watched */
 	int lock_fd;
+	bool disowned;			/* the files are another process's by now */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	char lock_path[sizeof(((struct sockaddr_un *)0)->sun_path) + 8];
 	struct list clients;
@@ -208,6 +209,42 @@ void rpc_client_began(struct rpc_client *c, struct rpc_call *call)
 bool rpc_client_gone(const struct rpc_client *c)
 {
 	return c && c->gone;
+}
+
+int rpc_client_detach(struct rpc_call *call)
+{
+	struct rpc_client *c = call->client;
+	int fd;
+
+	if (!c || c->gone)
+		return -ENOTCONN;
+	fd = fcntl(c->cf.fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	client_close(c);
+	return fd;
+}
+
+bool rpc_is_busy(void)
+{
+	struct rpc_client *c;
+
+	list_for_each(c, &server.clients, node) {
+		if (c->busy)
+			return true;
+	}
+	return false;
+}
+
+void rpc_server_fds(int fds[2])
+{
+	fds[0] = server.listener.fd;
+	fds[1] = server.lock_fd;
+}
+
+void rpc_disown(void)
+{
+	server.disowned = true;
 }
 
 void rpc_client_answer(struct rpc_client *c, const char *text, size_t len)
@@ -689,6 +726,16 @@ fail:
 	return rc;
 }
 
+/* Handed over: those who have connected meanwhile wait in the backlog. */
+static int server_adopt(const struct rpc_config *config) CONTROL_ONLY
+{
+	server.listener.fd = config->adopted[0];
+	server.lock_fd = config->adopted[1];
+	server.listener.fn = server_event;
+	server_accept_more();
+	return server.accepting ? 0 : -ENOMEM;
+}
+
 int rpc_start(const struct rpc_config *config)
 {
 	int rc;
@@ -704,10 +751,11 @@ int rpc_start(const struct rpc_config *config)
 	rc = rpc_dispatch_init(config);
 	if (rc)
 		return rc;
-	rc = server_lock();
+	rc = config->adopted ? server_adopt(config) : server_lock();
 	if (rc)
 		goto fail;
-	rc = server_listen();
+	if (server.listener.fd < 0)
+		rc = server_listen();
 	if (rc == 0)
 		return 0;
 	log_error("RPC socket %s: %s", server.path, rpc_strerror(-rc));
@@ -725,12 +773,14 @@ void rpc_stop(void)
 	if (server.listener.fd >= 0) {
 		close(server.listener.fd);
 		server.listener.fd = -1;
-		unlink(server.path);
+		if (!server.disowned)
+			unlink(server.path);
 	}
 	list_for_each_safe(c, tmp, &server.clients, node)
 		client_close(c);
 	if (server.lock_fd >= 0) {
-		unlink(server.lock_path);
+		if (!server.disowned)
+			unlink(server.lock_path);
 		close(server.lock_fd);
 		server.lock_fd = -1;
 	}

@@ -15,7 +15,7 @@ cd "${1:-$(dirname "$0")/..}"
 declare -A floor=([.]=6 [rpc]=5 [vhost]=4 [bdev]=3 [reactor]=2 [hugepages]=1)
 
 # The headers that other folders may include; all of reactor/'s and hugepages/'s but *_internal.h.
-declare -A public=([rpc]="rpc.h config.h" [vhost]="vhost.h" [bdev]="bdev.h")
+declare -A public=([rpc]="rpc.h config.h takeover.h" [vhost]="vhost.h handover.h" [bdev]="bdev.h")
 
 # Who may include a foreign header: "pattern|folders and files|why"
 foreign=(

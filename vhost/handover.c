@@ -85,6 +85,22 @@ bool vhost_is_settled(void)
 	return settled;
 }
 
+static void drop_partial(struct vhost_session *s, void *arg)
+{
+	(void)arg;
+	control_assert();
+	if (s->conn.received == 0 || s->settled)
+		return;
+	log_limited(LOG_WARNING, &s->controller->limit, "%s: the front end has sent half a message "
+		    "and stopped; closing the connection", s->name);
+	session_close(s);
+}
+
+void vhost_drop_partial(void)
+{
+	each_session(drop_partial, NULL);
+}
+
 static void stop_session(struct vhost_session *s, void *arg)
 {
 	control_assert();

@@ -88,6 +88,8 @@ typedef int handover_emit_fn(void *arg, uint16_t type, const void *body, uint32_
 void vhost_freeze(void) CONTROL_ONLY;
 /* Whether no message is half read or half done. */
 bool vhost_is_settled(void) CONTROL_ONLY;
+/* End the sessions whose front end has sent half a message. */
+void vhost_drop_partial(void) CONTROL_ONLY;
 int vhost_export(handover_emit_fn *emit, void *arg) CONTROL_ONLY;
 /* Stop all rings; true when they have stopped: call again until then. */
 bool vhost_quiesce(void) CONTROL_ONLY;

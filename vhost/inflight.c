@@ -121,8 +121,11 @@ static int split_open(struct inflight *fl, struct vring *vr)
 			.head = { .id = i }, .counter = d.counter, .entry = i,
 		};
 	}
-	if (fl->again_count > 0)
-		vr->last_avail = (uint16_t)(vr->used_idx + fl->again_count);
+	/*
+	 * Also with none in flight: a front end that has lost its connection tells the
+	 * used index of a moment when the old session may still have published some.
+	 */
+	vr->last_avail = (uint16_t)(vr->used_idx + fl->again_count);
 	sort_again(fl);
 	return 0;
 }

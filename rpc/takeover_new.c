@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The successor's side of a takeover: receive everything, make it, say PREPARED,
+ * receive where the rings stand, say STARTED, start them. All of it is frozen
+ * until that last step, and given up with the process when a step fails: then
+ * nothing of ours has touched a guest, and the sockets in the file system stay.
+ */
+#include "rpc/config.h"
+#include "rpc/rpc.h"
+#include "rpc/takeover.h"
+
+#include "reactor/log.h"
+#include "reactor/worker.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define TICK_MS 5
+#define RECEIVE_MS 10000
+#define FREEZE_MS 60000		/* for the rings to stop, and then some */
+#define OPEN_MS 50000		/* for bdevs that take their time */
+#define WHY_MAX 300
+
+static struct {
+	struct takeover_config config;
+	void (*done)(void *arg, int status);
+	void *arg;
+	int fd;
+	struct job job;
+	struct control_timer timer;
+	uint64_t deadline_ns;
+	struct takeover_batch in;
+	int status;
+	char why[WHY_MAX];
+} new = { .fd = -1 };
+
+CONTROL_ONLY static void fail(int status, const char *why)
+{
+	struct takeover_batch out = { 0 };
+
+	log_error("takeover: %s: %s; the process there goes on", why, rpc_strerror(-status));
+	if (new.fd >= 0) {
+		if (takeover_put(&out, TAKEOVER_FAILED, why, (uint32_t)strlen(why) + 1, NULL, 0) == 0)
+			takeover_send(new.fd, &out, 0);
+		takeover_batch_free(&out);
+		close(new.fd);
+		new.fd = -1;
+	}
+	takeover_batch_free(&new.in);
+	bdev_adopt_clear();
+	vhost_disown();
+	new.done(new.arg, status);
+}
+
+static const struct handover_record *record_of(uint16_t type)
+{
+	for (unsigned int i = 0; i < new.in.count; i++) {
+		if (new.in.records[i].type == type)
+			return &new.in.records[i];
+	}
+	return NULL;
+}
+
+/* ------- positions, and the start ------- */
+
+CONTROL_ONLY static int say(uint16_t type)
+{
+	struct takeover_batch out = { 0 };
+	int rc = takeover_put(&out, type, NULL, 0, NULL, 0);
+
+	/* A few bytes into an empty buffer: it does not wait. */
+	if (rc == 0)
+		rc = takeover_send(new.fd, &out, 0);
+	takeover_batch_free(&out);
+	return rc;
+}
+
+static void frozen(struct job *job)
+{
+	int rc = new.status;
+
+	(void)job;
+	control_assert();
+	for (unsigned int i = 0; rc == 0 && i < new.in.count; i++) {
+		if (new.in.records[i].type < HANDOVER_VHOST_END)
+			rc = vhost_import(&new.in.records[i]);
+	}
+	if (rc < 0) {
+		fail(rc, "the rings' positions");
+		return;
+	}
+	vhost_import_end();
+	rc = say(TAKEOVER_STARTED);
+	if (rc < 0) {
+		fail(rc, "starting");
+		return;
+	}
+	vhost_thaw();
+	takeover_batch_free(&new.in);
+	close(new.fd);
+	new.fd = -1;
+	log_notice("takeover: all is ours");
+	new.done(new.arg, 0);
+}
+
+static void freeze_run(struct job *job)
+{
+	(void)job;
+	new.status = takeover_receive(new.fd, &new.in, FREEZE_MS);
+}
+
+/* ------- making what the predecessor has ------- */
+
+/* The first bdev or controller that is not there yet. */
+CONTROL_ONLY static const char *missing(void)
+{
+	for (unsigned int i = 0; i < new.in.count; i++) {
+		const struct handover_record *rec = &new.in.records[i];
+		const char *name = rec->body;
+
+		if (rec->type == TAKEOVER_BDEV && !bdev_find(name))
+			return name;
+	}
+	return NULL;
+}
+
+CONTROL_ONLY static int import_sessions(void)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; rc == 0 && i < new.in.count; i++) {
+		struct handover_record *rec = &new.in.records[i];
+
+		if (rec->type < HANDOVER_VHOST_END && rec->type != HANDOVER_CONTROLLER)
+			rc = vhost_import(rec);
+	}
+	return rc;
+}
+
+CONTROL_ONLY static int take_rpc(void)
+{
+	const struct handover_record *rpc = record_of(TAKEOVER_RPC);
+
+	if (!rpc || rpc->fd_count != 2)
+		return -EPROTO;
+	for (unsigned int i = 0; i < 2; i++) {
+		new.config.rpc_fds[i] = fcntl(rpc->fds[i], F_DUPFD_CLOEXEC, 0);
+		if (new.config.rpc_fds[i] < 0)
+			return -errno;
+	}
+	return 0;
+}
+
+static void look(struct control_timer *t)
+{
+	const char *name;
+	int rc;
+
+	control_assert();
+	name = missing();
+	if (name) {
+		snprintf(new.why, sizeof(new.why), "bdev %.200s could not be opened", name);
+		if (clock_ns() > new.deadline_ns)
+			fail(-ETIMEDOUT, new.why);
+		else
+			control_timer_start(t, TICK_MS);
+		return;
+	}
+	rc = import_sessions();
+	if (rc == 0)
+		rc = take_rpc();
+	takeover_batch_free(&new.in);
+	if (rc == 0)
+		rc = say(TAKEOVER_PREPARED);
+	if (rc < 0) {
+		fail(rc, "sessions");
+		return;
+	}
+	new.job.run = freeze_run;
+	new.job.done = frozen;
+	worker_submit(&new.job);
+}
+
+static void configured(void *arg, int status)
+{
+	(void)arg;
+	control_assert();
+	if (status < 0) {
+		fail(status, "the configuration");
+		return;
+	}
+	new.deadline_ns = clock_ns() + OPEN_MS * 1000000ull;
+	new.timer.fn = look;
+	look(&new.timer);
+}
+
+/* What the configuration will ask for while it is made: sockets, and bdevs' fds. */
+CONTROL_ONLY static int offer_fds(void)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; rc == 0 && i < new.in.count; i++) {
+		struct handover_record *rec = &new.in.records[i];
+
+		if (rec->type == HANDOVER_CONTROLLER) {
+			rc = vhost_import(rec);
+		} else if (rec->type == TAKEOVER_BDEV && rec->fd_count > 0) {
+			rc = bdev_adopt_offer(rec->body, rec->fds, rec->fd_count);
+			if (rc == 0)
+				rec->fd_count = 0;
+		}
+	}
+	return rc;
+}
+
+static void received(struct job *job)
+{
+	const struct handover_record *config;
+	const struct takeover_hello *hello;
+	int rc = new.status;
+
+	(void)job;
+	control_assert();
+	if (rc < 0) {
+		fail(rc, new.why);
+		return;
+	}
+	hello = new.in.records[0].body;
+	config = record_of(TAKEOVER_CONFIG);
+	if (new.in.records[0].type != TAKEOVER_HELLO || hello->version != HANDOVER_VERSION ||
+	    !config) {
+		fail(-EPROTO, "the predecessor speaks another version");
+		return;
+	}
+	log_notice("takeover: from process %d", hello->pid);
+	*new.config.pid = hello->pid;
+	vhost_freeze();
+	rc = offer_fds();
+	if (rc == 0)
+		rc = rpc_config_apply(config->body, config->len, "the predecessor's configuration",
+				      RPC_ERRORS_PENDING, configured, NULL);
+	if (rc < 0)
+		fail(rc, "the configuration");
+}
+
+/* ------- the beginning ------- */
+
+static int connect_to(const char *path)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd;
+
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return -ENAMETOOLONG;
+	memcpy(addr.sun_path, path, strlen(path));
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
+		int rc = -errno;
+
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+static void begin_run(struct job *job)
+{
+	char text[128];
+	int len = snprintf(text, sizeof(text), "{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": "
+			   "\"framework_takeover\", \"params\": {\"version\": %d}}",
+			   HANDOVER_VERSION);
+	ssize_t n;
+
+	(void)job;
+	new.status = connect_to(new.config.rpc_path);
+	snprintf(new.why, sizeof(new.why), "no process to take over from at %.200s",
+		 new.config.rpc_path);
+	if (new.status < 0)
+		return;
+	new.fd = new.status;
+	new.status = 0;
+	if (send(new.fd, text, (size_t)len, MSG_NOSIGNAL) != len) {
+		new.status = -errno;
+		return;
+	}
+	/* Records begin with our magic; a refusal is JSON, for the log. */
+	n = recv(new.fd, text, 1, MSG_PEEK);
+	if (n == 1 && text[0] == '{') {
+		n = recv(new.fd, new.why, sizeof(new.why) - 1, 0);
+		new.why[MAX(n, (ssize_t)0)] = '\0';
+		new.status = -ECONNREFUSED;
+		return;
+	}
+	snprintf(new.why, sizeof(new.why), "the predecessor's records");
+	new.status = takeover_receive(new.fd, &new.in, RECEIVE_MS);
+}
+
+int takeover_begin(const struct takeover_config *config, void (*done)(void *arg, int status),
+		   void *arg)
+{
+	new.config = *config;
+	new.done = done;
+	new.arg = arg;
+	new.job.run = begin_run;
+	new.job.done = received;
+	worker_submit(&new.job);
+	return 0;
+}

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The predecessor's side of a takeover. It is a chain of steps on the control
+ * thread, with a worker between them for what blocks: freeze, send everything,
+ * wait for PREPARED, stop the rings, send where they stand, wait for STARTED,
+ * leave. Whatever goes wrong on the way ends in give_up(), which starts the rings
+ * again and lets the configuration be changed again.
+ *
+ * The last step is delicate. Before we go on after all, the successor must have
+ * lost the power to start: the connection is shut down first, so that its STARTED
+ * cannot be sent any more, and then looked through for one that was sent before.
+ */
+#include "rpc/config.h"
+#include "rpc/rpc.h"
+#include "rpc/takeover.h"
+
+#include "reactor/log.h"
+#include "reactor/worker.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define TICK_MS 1
+#define SETTLE_MS 1000		/* for messages and calls under way */
+#define PREPARE_MS 60000	/* for the successor to open every bdev */
+#define QUIESCE_MS 5000		/* for requests to end */
+#define START_MS 5000
+
+static struct {
+	bool active;
+	int fd;
+	struct control_timer timer;
+	uint64_t deadline_ns;	/* of the present step */
+	uint64_t stopped_ns;	/* when the rings were told to stop */
+	struct takeover_batch out, in;
+	struct job job;
+	int timeout_ms;
+	int status;
+	void (*leave)(void);
+} old = { .fd = -1 };
+
+bool takeover_is_active(void)
+{
+	return old.active;
+}
+
+void takeover_on_loss(void (*leave)(void))
+{
+	old.leave = leave;
+}
+
+CONTROL_ONLY static void end(void)
+{
+	control_timer_stop(&old.timer);
+	takeover_batch_free(&old.out);
+	takeover_batch_free(&old.in);
+	close(old.fd);
+	old.fd = -1;
+	old.active = false;
+}
+
+CONTROL_ONLY static void give_up(const char *step, const char *why)
+{
+	log_error("takeover: %s: %s; going on as before", step, why);
+	end();
+	vhost_thaw();
+}
+
+CONTROL_ONLY static void give_up_errno(const char *step, int status)
+{
+	give_up(step, status == -ECONNRESET ? "the successor is gone" : rpc_strerror(-status));
+}
+
+/* ------- on a worker: send a batch, wait for the answer ------- */
+
+static void talk_run(struct job *job)
+{
+	(void)job;
+	old.status = takeover_send(old.fd, &old.out, old.timeout_ms);
+	if (old.status == 0)
+		old.status = takeover_receive(old.fd, &old.in, old.timeout_ms);
+}
+
+CONTROL_ONLY static void talk(int timeout_ms, void (*done)(struct job *job))
+{
+	old.timeout_ms = timeout_ms;
+	old.job.run = talk_run;
+	old.job.done = done;
+	worker_submit(&old.job);
+}
+
+/* The answer's type; what came is forgotten. -errno. */
+CONTROL_ONLY static int answer(const char *step)
+{
+	int type = old.status;
+
+	if (type == 0) {
+		const struct handover_record *rec = &old.in.records[old.in.count - 1];
+
+		type = rec->type;
+		if (type == TAKEOVER_FAILED)
+			log_error("takeover: the successor says at %s: %.*s", step, (int)rec->len,
+				  (const char *)rec->body);
+	}
+	takeover_batch_free(&old.out);
+	takeover_batch_free(&old.in);
+	return type;
+}
+
+/* ------- the steps ------- */
+
+/* Whether STARTED has come after all; nothing can come after this. */
+static bool cut_off(void)
+{
+	struct takeover_batch rest = { 0 };
+	bool started;
+
+	shutdown(old.fd, SHUT_RDWR);
+	started = takeover_receive(old.fd, &rest, 0) == 0 &&
+		rest.records[rest.count - 1].type == TAKEOVER_STARTED;
+	takeover_batch_free(&rest);
+	return started;
+}
+
+static void started(struct job *job)
+{
+	int type = answer("the start");
+
+	(void)job;
+	control_assert();
+	if (type != TAKEOVER_STARTED && !cut_off()) {
+		give_up_errno("starting", type < 0 ? type : -EPROTO);
+		return;
+	}
+	log_notice("takeover: a successor serves our guests after %llu us without us",
+		   (unsigned long long)(clock_ns() - old.stopped_ns) / 1000);
+	vhost_disown();
+	end();
+	old.leave();
+}
+
+static void quiesce(struct control_timer *t)
+{
+	int rc;
+
+	control_assert();
+	if (!vhost_quiesce()) {
+		if (clock_ns() > old.deadline_ns)
+			give_up("stopping the rings", "requests do not end");
+		else
+			control_timer_start(t, TICK_MS);
+		return;
+	}
+	rc = vhost_export_positions(takeover_put, &old.out);
+	if (rc == 0)
+		rc = takeover_put(&old.out, TAKEOVER_END, NULL, 0, NULL, 0);
+	if (rc < 0) {
+		give_up_errno("positions", rc);
+		return;
+	}
+	talk(START_MS, started);
+}
+
+static void prepared(struct job *job)
+{
+	int type = answer("its preparations");
+
+	(void)job;
+	control_assert();
+	if (type != TAKEOVER_PREPARED) {
+		give_up_errno("the successor's preparations", type < 0 ? type : -EPROTO);
+		return;
+	}
+	old.stopped_ns = clock_ns();
+	old.deadline_ns = old.stopped_ns + QUIESCE_MS * 1000000ull;
+	old.timer.fn = quiesce;
+	quiesce(&old.timer);
+}
+
+CONTROL_ONLY static int put_bdevs(void)
+{
+	struct bdev *bdev = NULL;
+	int rc = 0;
+
+	while (rc == 0 && (bdev = bdev_next(bdev))) {
+		int fds[BDEV_HANDOVER_FDS], count = bdev_handover(bdev, fds);
+
+		if (count < 0) {
+			log_error("takeover: bdev %s cannot be handed over: %s", bdev->name,
+				  rpc_strerror(-count));
+			return count;
+		}
+		rc = takeover_put(&old.out, TAKEOVER_BDEV, bdev->name,
+				  (uint32_t)strlen(bdev->name) + 1, fds, (unsigned int)count);
+	}
+	return rc;
+}
+
+CONTROL_ONLY static int put_everything(void)
+{
+	struct takeover_hello hello = { TAKEOVER_MAGIC, HANDOVER_VERSION, getpid() };
+	struct json_out config = { 0 };
+	int fds[2], rc;
+
+	rc = takeover_put(&old.out, TAKEOVER_HELLO, &hello, sizeof(hello), NULL, 0);
+	rpc_config_write(&config);
+	if (rc == 0)
+		rc = config.failed ? -ENOMEM :
+			takeover_put(&old.out, TAKEOVER_CONFIG, config.text, (uint32_t)config.len,
+				     NULL, 0);
+	json_out_fini(&config);
+	if (rc == 0)
+		rc = put_bdevs();
+	if (rc == 0)
+		rc = vhost_export(takeover_put, &old.out);
+	rpc_server_fds(fds);
+	if (rc == 0)
+		rc = takeover_put(&old.out, TAKEOVER_RPC, NULL, 0, fds, 2);
+	if (rc == 0)
+		rc = takeover_put(&old.out, TAKEOVER_END, NULL, 0, NULL, 0);
+	return rc;
+}
+
+static void settle(struct control_timer *t)
+{
+	bool late = clock_ns() > old.deadline_ns;
+	int rc;
+
+	control_assert();
+	/* Half a message for a second is no message: that front end is left behind. */
+	if (late)
+		vhost_drop_partial();
+	if (!vhost_is_settled() || rpc_is_busy()) {
+		if (late)
+			give_up("freezing", "messages or calls under way do not end");
+		else
+			control_timer_start(t, TICK_MS);
+		return;
+	}
+	rc = put_everything();
+	if (rc < 0) {
+		give_up_errno("collecting", rc);
+		return;
+	}
+	talk(PREPARE_MS, prepared);
+}
+
+/* ------- the method ------- */
+
+struct takeover_args {
+	uint32_t version;
+};
+static const struct rpc_param takeover_params[] = {
+	RPC_PARAM(struct takeover_args, version, RPC_REQUIRED),
+};
+
+static void takeover(struct rpc_call *call) CONTROL_ONLY
+{
+	const struct takeover_args *args = (const void *)call->args;
+
+	if (args->version != HANDOVER_VERSION) {
+		rpc_reply_error(call, RPC_INVALID_PARAMS, "Invalid parameters",
+				"we hand over by version %d, not %u", HANDOVER_VERSION,
+				args->version);
+		return;
+	}
+	if (old.active) {
+		rpc_reply_errno(call, -EBUSY, "another successor is at it", false);
+		return;
+	}
+	old.fd = rpc_client_detach(call);
+	if (old.fd < 0) {
+		rpc_reply_errno(call, old.fd, NULL, false);
+		return;
+	}
+	log_notice("takeover: a successor has come");
+	old.active = true;
+	vhost_freeze();
+	old.deadline_ns = clock_ns() + SETTLE_MS * 1000000ull;
+	old.timer.fn = settle;
+	control_timer_start(&old.timer, TICK_MS);
+	/* Nobody hears it: the connection has left the server. */
+	rpc_reply_true(call);
+}
+
+const struct rpc_method rpc_takeover_methods[] = {
+	{ "framework_takeover", NULL, RPC_RUNTIME, 0, takeover,
+	  RPC_PARAMS(takeover_params, struct takeover_args) },
+	{ .name = NULL },
+};
