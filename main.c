@@ -362,7 +362,9 @@ static void remove_pidfile(const struct options *o)
 static void notify_ready(void)
 {
 	char text[64];
-	int text_len = snprintf(text, sizeof(text), "READY=1\nMAINPID=%d", (int)getpid());
+	int text_len = app.predecessor ?
+		snprintf(text, sizeof(text), "READY=1\nMAINPID=%d", (int)getpid()) :
+		snprintf(text, sizeof(text), "READY=1");
 	const char *path = getenv("NOTIFY_SOCKET");
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	size_t len = path ? strlen(path) : 0;

@@ -145,7 +145,7 @@ static void write_controller(struct json_out *w, const struct vhost_controller_i
 
 	call_begin(w, "vhost_create_blk_controller");
 	json_put_string(w, "ctrlr", info->name);
-	json_put_string(w, "dev_name", info->bdev->name);
+	json_put_string(w, "dev_name", info->bdev ? info->bdev->name : "");
 	json_put_string(w, "cpumask", cpumask_format(&info->cpumask, mask));
 	json_put_bool(w, "readonly", info->readonly);
 	if (info->packed_ring)
@@ -171,8 +171,7 @@ static void write_controllers(struct json_out *w) CONTROL_ONLY
 		struct vhost_controller_info info;
 
 		vhost_controller_get_info(c, &info);
-		if (info.bdev)
-			write_controller(w, &info);
+		write_controller(w, &info);
 	}
 	pending_write(w, false);
 }

@@ -74,6 +74,22 @@ static void delete_controller(struct rpc_call *call) CONTROL_ONLY
 	reply_rc(call, vhost_controller_delete(args->ctrlr, reason), reason);
 }
 
+struct attach_args {
+	const char *ctrlr, *dev_name;
+};
+static const struct rpc_param attach_params[] = {
+	RPC_PARAM(struct attach_args, ctrlr, RPC_REQUIRED),
+	RPC_PARAM(struct attach_args, dev_name, RPC_REQUIRED),
+};
+
+static void attach_bdev(struct rpc_call *call) CONTROL_ONLY
+{
+	const struct attach_args *args = (const void *)call->args;
+	char reason[VHOST_REASON_MAX] = "";
+
+	reply_rc(call, vhost_controller_attach(args->ctrlr, args->dev_name, reason), reason);
+}
+
 struct coalescing_args {
 	const char *ctrlr;
 	uint32_t delay_base_us, iops_threshold;
@@ -213,6 +229,8 @@ const struct rpc_method rpc_vhost_methods[] = {
 	  RPC_PARAMS(create_params, struct create_args), .defaults = &create_defaults },
 	VHOST_CHANGES("vhost_delete_controller", "remove_vhost_controller", delete_controller,
 		      ctrlr_params, struct ctrlr_args),
+	VHOST_CHANGES("vhost_controller_attach_bdev", NULL, attach_bdev, attach_params,
+		      struct attach_args),
 	VHOST_CHANGES("vhost_controller_set_coalescing", "set_vhost_controller_coalescing",
 		      set_coalescing, coalescing_params, struct coalescing_args),
 	VHOST("vhost_get_controllers", "get_vhost_controllers", get_controllers, name_params,

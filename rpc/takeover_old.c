@@ -127,10 +127,11 @@ static bool cut_off(void)
 
 static void started(struct job *job)
 {
-	int type = answer("the start");
+	int type;
 
 	(void)job;
 	control_assert();
+	type = answer("the start");
 	if (type != TAKEOVER_STARTED && !cut_off()) {
 		give_up_errno("starting", type < 0 ? type : -EPROTO);
 		return;
@@ -166,10 +167,11 @@ static void quiesce(struct control_timer *t)
 
 static void prepared(struct job *job)
 {
-	int type = answer("its preparations");
+	int type;
 
 	(void)job;
 	control_assert();
+	type = answer("its preparations");
 	if (type != TAKEOVER_PREPARED) {
 		give_up_errno("the successor's preparations", type < 0 ? type : -EPROTO);
 		return;

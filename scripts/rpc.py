@@ -480,6 +480,8 @@ COMMANDS = {
         flag('-p --packed_ring', 'offer packed virtqueues')]),
     'vhost_get_controllers': ('controllers, their sockets and sessions', [
         opt('-n --name', 'only this controller')], PRINT),
+    'vhost_controller_attach_bdev': ('give a controller without a bdev another one', [
+        pos('ctrlr', 'name of the controller'), pos('dev_name', 'name of the bdev')]),
     'vhost_delete_controller': ('delete a controller', [pos('ctrlr', 'name of the controller')]),
     'vhost_controller_set_coalescing': ('fewer interrupts to the VM at a high rate', [
         pos('ctrlr', 'name of the controller'),

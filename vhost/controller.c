@@ -363,6 +363,19 @@ CONTROL_ONLY static int check_opts(const struct vhost_controller_opts *opts, str
 	return 0;
 }
 
+CONTROL_ONLY static int open_bdev(struct vhost_controller *c, const char *name,
+				  char reason[VHOST_REASON_MAX])
+{
+	int rc = bdev_open(name, false, &c->desc);
+
+	if (rc < 0)
+		snprintf(reason, VHOST_REASON_MAX, "could not open bdev '%.100s': %s", name,
+			 rc == -EPERM ? "another bdev has claimed it" : strerror(-rc));
+	else
+		c->block_size = c->desc.bdev->block_size;
+	return rc;
+}
+
 CONTROL_ONLY static void controller_insert(struct vhost_controller *c)
 {
 	struct vhost_controller *pos;
@@ -405,19 +418,17 @@ int vhost_controller_create(const struct vhost_controller_opts *opts, char reaso
 		rc = -ENOMEM;
 		goto fail;
 	}
-	rc = bdev_open(opts->dev_name, false, &c->desc);
-	if (rc < 0) {
-		snprintf(reason, VHOST_REASON_MAX, "could not open bdev '%.100s': %s",
-			 opts->dev_name, rc == -EPERM ? "another bdev has claimed it" :
-			 strerror(-rc));
+	c->bdev_gone = opts->dev_name[0] == '\0';
+	rc = c->bdev_gone ? 0 : open_bdev(c, opts->dev_name, reason);
+	if (rc < 0)
 		goto fail;
-	}
 	c->writeback = blk_writeback_default(c) && !opts->writethrough;
 	rc = handover_take_socket(c) ? listen_adopted(c) : listen_at(c, reason);
 	if (rc < 0)
 		goto fail;
 	controller_insert(c);
-	log_info("%s: bdev %s, socket %s", c->name, opts->dev_name, c->socket);
+	log_info("%s: bdev %s, socket %s", c->name, c->bdev_gone ? "(none)" : opts->dev_name,
+		 c->socket);
 	return 0;
 fail:
 	if (!reason[0])
@@ -425,6 +436,44 @@ fail:
 	log_error("%s: %s", opts->name, reason);
 	controller_free(c);
 	return rc;
+}
+
+int vhost_controller_attach(const char *name, const char *dev_name, char reason[VHOST_REASON_MAX])
+{
+	struct vhost_controller *c = vhost_controller_find(name);
+	const struct bdev *bdev = bdev_find(dev_name);
+	struct vhost_session *s, *tmp;
+	int rc;
+
+	if (!c) {
+		snprintf(reason, VHOST_REASON_MAX, "there is no controller '%.100s'", name);
+		return -ENODEV;
+	}
+	if (c->desc.bdev) {
+		snprintf(reason, VHOST_REASON_MAX, c->bdev_gone ?
+			 "%.100s: requests to its former bdev have not ended" :
+			 "%.100s has a bdev: delete that first", name);
+		return -EBUSY;
+	}
+	/* Guests do not expect blocks to change. */
+	if (bdev && c->block_size && bdev->block_size > c->block_size) {
+		snprintf(reason, VHOST_REASON_MAX, "%.100s has blocks of %u bytes, and its guest was "
+			 "told %u", dev_name, bdev->block_size, c->block_size);
+		return -EINVAL;
+	}
+	rc = open_bdev(c, dev_name, reason);
+	if (rc < 0)
+		return rc;
+	c->bdev_gone = false;
+	log_notice("%s: bdev %s is attached", c->name, dev_name);
+	list_for_each_safe(s, tmp, &c->sessions, node) {
+		if (s->closing)
+			continue;
+		session_want_anew(s);
+		s->tell_config = true;
+		session_reconcile(s);
+	}
+	return 0;
 }
 
 int vhost_controller_delete(const char *name, char reason[VHOST_REASON_MAX])

@@ -359,6 +359,10 @@ CONTROL_ONLY static void session_settle(struct vhost_session *s)
 		session_free(s);
 		return;
 	}
+	if (s->tell_config) {
+		s->tell_config = false;
+		session_config_changed(s);
+	}
 	if (!settled)
 		return;
 	s->settled = NULL;

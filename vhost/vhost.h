@@ -27,7 +27,7 @@ void vhost_fini(void (*done)(void)) CONTROL_ONLY;
 
 struct vhost_controller_opts {
 	const char *name;	/* also the socket's name in dir */
-	const char *dev_name;	/* bdev */
+	const char *dev_name;	/* bdev; "": none for the time being */
 	const char *cpumask;	/* NULL: all reactors */
 	const char *transport;	/* NULL or "vhost_user_blk" */
 	bool readonly;
@@ -47,6 +47,13 @@ int vhost_controller_create(const struct vhost_controller_opts *opts,
  * sessions' in-flight I/O ends in the background. -ENODEV.
  */
 int vhost_controller_delete(const char *name, char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
+/*
+ * Give a controller whose bdev was removed (or that has none yet) another one; its
+ * guests are told the new size. -ENODEV, -EPERM as above; -EBUSY: it has one;
+ * -EINVAL: larger blocks than the former's.
+ */
+int vhost_controller_attach(const char *name, const char *dev_name,
+			    char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
 /* -ENODEV; -EINVAL: delay above the maximum or threshold below the minimum. */
 int vhost_controller_set_coalescing(const char *name, uint32_t delay_base_us,
 				    uint32_t iops_threshold,

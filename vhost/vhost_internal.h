@@ -220,6 +220,7 @@ struct vhost_session {
 	bool writeback;
 	bool asked_config;		/* read the configuration in this connection */
 	bool told_config;
+	bool tell_config;		/* once its vqs have settled */
 	bool listed;			/* started was logged */
 	bool alive;			/* handed over, and still connected at the end of that */
 	struct guest_mem *mem;
@@ -251,7 +252,8 @@ struct vhost_controller {
 	dev_t socket_dev;
 	ino_t socket_ino;
 	struct bdev_desc desc;
-	bool bdev_gone;			/* removed: vqs with a channel must go */
+	bool bdev_gone;			/* removed, or none yet: vqs with a channel must go */
+	uint32_t block_size;		/* of its bdevs, 0: there was none yet */
 	struct cpumask cpumask;
 	bool readonly, packed_ring;
 	/*

@@ -25,6 +25,7 @@ PARAMETERS = {
     'framework_get_config': {'name*': S, 'with_batches': B},
     'config_get_pending': {},
     'framework_get_reactors': {},
+    'framework_takeover': {'version*': U32},
     'framework_set_scheduler': {
         'name*': ('static',), 'period': U64, 'load_limit': U64, 'core_limit': U64,
         'core_busy': U64, 'mappings': S},
@@ -92,6 +93,7 @@ PARAMETERS = {
     'vhost_create_blk_controller': {
         'ctrlr*': S, 'dev_name*': S, 'cpumask': S, 'readonly': B, 'packed_ring': B,
         'transport': S, 'writeback': B},
+    'vhost_controller_attach_bdev': {'ctrlr*': S, 'dev_name*': S},
     'vhost_delete_controller': {'ctrlr*': S},
     'vhost_controller_set_coalescing': {
         'ctrlr*': S, 'delay_base_us*': U32, 'iops_threshold*': U32},
