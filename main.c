@@ -35,6 +35,9 @@
 #include <unistd.h>
 
 #define DRAIN_MS 2000
+/* Where a request has waited for this long already, hardly any time is given. */
+#define STUCK_US 500000
+#define STUCK_DRAIN_MS 200
 #define WORKERS_MS 1000
 #define DRAIN_ROUNDS 4
 
@@ -249,7 +252,7 @@ static void drain_timeout(struct control_timer *t)
 {
 	(void)t;
 	control_assert();
-	log_warning("requests have not ended after %d ms: leaving without them", DRAIN_MS);
+	log_warning("requests do not end: leaving without them");
 	app.exit_code = 1;
 	app.left = true;
 	control_stop();
@@ -261,11 +264,20 @@ static void part_done_cb(void)
 	part_done();
 }
 
+CONTROL_ONLY static unsigned int drain_ms(void)
+{
+#if SPINDLE_RBD
+	if (bdev_rbd_any_stuck(STUCK_US))
+		return STUCK_DRAIN_MS;
+#endif
+	return DRAIN_MS;
+}
+
 CONTROL_ONLY static void shut_down(void)
 {
 	app.draining = 2;
 	app.drain.fn = drain_timeout;
-	control_timer_start(&app.drain, DRAIN_MS);
+	control_timer_start(&app.drain, drain_ms());
 	/* First: what goes from now on is not to go from the state. */
 	rpc_files_stop();
 	rpc_stop();

@@ -386,6 +386,9 @@ struct bdev_rbd_health {
 };
 void bdev_rbd_get_health(const struct bdev *bdev, struct bdev_rbd_health *health) CONTROL_ONLY;
 
+/* Whether a request of any image, also a deleted one, has waited for longer than this. */
+bool bdev_rbd_any_stuck(uint64_t us) CONTROL_ONLY;
+
 /* Registered clusters, by name. The strings are copied. */
 struct bdev_rbd_cluster_info {
 	const char *name;

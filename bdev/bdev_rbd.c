@@ -382,6 +382,17 @@ void bdev_rbd_get_health(const struct bdev *bdev, struct bdev_rbd_health *health
 	health->fenced = atomic_load_explicit(&rb->fenced, memory_order_relaxed);
 }
 
+bool bdev_rbd_any_stuck(uint64_t us)
+{
+	struct rbd_bdev *rb;
+
+	list_for_each(rb, &images, all) {
+		if (oldest_us(&rb->bdev) > us)
+			return true;
+	}
+	return false;
+}
+
 /* ------- creation ------- */
 
 CONTROL_ONLY static void rbd_free(struct rbd_bdev *rb)
