@@ -5,6 +5,7 @@ come and go while rings run, and a front end that takes its memory away."""
 import os
 import random
 import struct
+import time
 
 from vhostcase import F, MIB, WAIT, VhostCase, fd_count, need_huge_pages, pattern, spindle
 
@@ -213,6 +214,37 @@ class WhileRunning(VhostCase):
             fe.remove_region(number)
             done = [d for q in fe.q for d in q.wait_all(q.in_flight, WAIT)]
             self.assertEqual([d.status for d in done], [F.S_OK] * 40)
+        self.check_fds(t, before)
+
+    def test_a_thousand_changes(self):
+        t = self.target('0x3')
+        fe = self.connect(self.disk(t), queues=2)
+        data = pattern(4096)
+        fe.write(0, data, timeout=WAIT)
+        gpa = fe.alloc(4096 * 8, 4096)
+        before, worst = fd_count(t), 0.0
+
+        def load():
+            for j in range(8):
+                fe.q[j % 2].submit(F.T_IN, 0, [(gpa + 4096 * j, 4096)])
+
+        def take(count):
+            done = [d for q in fe.q for d in q.wait_all(q.in_flight, WAIT)]
+            self.assertEqual([d.status for d in done], [F.S_OK] * count)
+
+        for i in range(1000):
+            began = time.monotonic()
+            load()
+            if i % 2:
+                fe.remove_region(number)
+            else:
+                number = fe.add_region(F.region((1 << 32) + i * MIB, MIB))
+            load()
+            take(16)
+            worst = max(worst, time.monotonic() - began)
+        self.assertEqual(fe.mem_read(gpa, 4096), data)
+        print(f'     a change and 16 requests beside it: at most '
+              f'{worst * 1000:.1f} ms', flush=True)
         self.check_fds(t, before)
 
     def test_table_replaced_under_load(self):
