@@ -166,6 +166,18 @@ static inline void store_used(struct inflight_packed *r, uint16_t idx, bool wrap
 	__atomic_store_n((word *)(void *)&r->used_idx, step, __ATOMIC_RELEASE);
 }
 
+/* Every entry is in use: where the free list is a ring, its head is one of them. */
+static bool packed_is_full(const struct inflight_packed *r, uint16_t num)
+{
+	uint32_t sum = 0;
+
+	for (uint16_t i = 0; i < num; i++) {
+		if (LOAD(r->desc[i].inflight))
+			sum += LOAD(r->desc[i].num);
+	}
+	return sum == num;
+}
+
 /* One used entry may be half done: finish it, or take it back. */
 static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uint16_t num)
 {
@@ -173,26 +185,25 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 	uint16_t free = LOAD(r->free_head), old_free = LOAD(r->old_free_head), i = free;
 	bool wrap = LOAD(r->used_wrap) & 1, old_wrap = LOAD(r->old_used_wrap) & 1;
 
-	if (used >= vr->num || old_used >= vr->num || free >= num || old_free >= num)
+	if (used >= vr->num || old_used >= vr->num || free > num || old_free > num)
 		return false;
 	if ((used == old_used && wrap == old_wrap) ||
 	    packed_is_avail(packed_flags(&vr->packed[old_used]), old_wrap)) {
 		STORE(r->free_head, old_free);
 		store_used(r, old_used, old_wrap, old_used, old_wrap);
 		/* Free, or about to be taken: then the ring has it still. */
-		STORE(r->desc[old_free].inflight, 0);
+		if (old_free < num && !packed_is_full(r, num))
+			STORE(r->desc[old_free].inflight, 0);
 		return true;
 	}
 	/* Others batch: every request freed since is one that the driver has seen. */
 	for (uint16_t n = 0; i != old_free; n++) {
-		uint16_t last = LOAD(r->desc[i].last);
+		uint16_t last = i < num ? LOAD(r->desc[i].last) : num;
 
 		if (n == num || last >= num)
 			return false;
 		STORE(r->desc[i].inflight, 0);
 		i = LOAD(r->desc[last].next);
-		if (i >= num)
-			return false;
 	}
 	STORE(r->old_free_head, free);
 	store_used(r, used, wrap, used, wrap);
@@ -203,15 +214,18 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 static void packed_link_free(struct inflight *fl, const bool *taken)
 {
 	struct inflight_packed *r = fl->packed;
-	uint16_t last = UINT16_MAX;
+	uint16_t last = fl->num;
 
+	/* The list ends in fl->num, which is no entry; so does an empty one. */
+	fl->free_head = fl->num;
 	for (uint16_t i = 0; i < fl->num; i++) {
 		if (taken[i])
 			continue;
-		if (last == UINT16_MAX)
+		if (last == fl->num)
 			fl->free_head = i;
 		else
 			fl->next[last] = i;
+		fl->next[i] = fl->num;
 		last = i;
 	}
 	for (uint16_t i = 0; i < fl->num; i++)
