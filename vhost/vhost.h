@@ -31,7 +31,7 @@ struct vhost_controller_opts {
 	const char *cpumask;	/* NULL: all reactors */
 	const char *transport;	/* NULL or "vhost_user_blk" */
 	bool readonly;
-	bool packed_ring;	/* accepted; not offered by this version */
+	bool packed_ring;	/* offer packed rings */
 	bool writethrough;	/* as a guest left it: no volatile writes until one asks */
 };
 
