@@ -282,8 +282,16 @@ COLD REACTOR_ONLY static void start_other(struct vq *vq, struct blk_req *req, ui
 		blk_finish(req, status);
 }
 
+REACTOR_ONLY static inline void note_inflight(struct vq *vq, const struct packed_head *head)
+{
+	if (vq->vring.packed)
+		inflight_take_packed(vq->fl, &vq->vring, head);
+	else
+		inflight_take(vq->fl, head->id);
+}
+
 enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
-			   const struct vring_desc_packed *descs)
+			   const struct blk_again *again)
 {
 	struct blk_req *req = &vq->reqs[head->id];
 	struct vring_chain *c = &req->chain;
@@ -293,13 +301,19 @@ enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
 	c->iov = req->inline_iov;
 	c->cap = BLK_INLINE_IOVS;
 	if (vq->vring.packed)
-		fault = packed_map(&vq->vring, descs, head, c);
+		fault = packed_map(&vq->vring, again ? again->descs : NULL, head, c);
 	else
 		fault = vring_map(&vq->vring, head->id, c);
 	if (unlikely(fault))
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
+	/*
+	 * Not before the descriptors have been read: a store to the entry of this head
+	 * would hold up the loads of its descriptors, which lie 4 KiB apart from it.
+	 */
+	if (vq->fl && likely(!again))
+		note_inflight(vq, head);
 	req->status = take_status(c);
 	req->used_len = 1;
 	req->settling = req->data_in = false;

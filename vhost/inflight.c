@@ -130,29 +130,6 @@ static int split_open(struct inflight *fl, struct vring *vr)
 	return 0;
 }
 
-void inflight_used(struct inflight *fl, const struct used_entry *batch, unsigned int count)
-{
-	struct inflight_split *r = fl->split;
-	uint16_t last = fl->last_batch_head;
-
-	for (unsigned int i = 0; i < count; i++) {
-		r->desc[batch[i].head].next = last;
-		last = batch[i].head;
-	}
-	fl->last_batch_head = last;
-	STORE(r->last_batch_head, last);
-}
-
-void inflight_published(struct inflight *fl, const struct vring *vr,
-			const struct used_entry *batch, unsigned int count)
-{
-	struct inflight_split *r = fl->split;
-
-	for (unsigned int i = 0; i < count; i++)
-		STORE(r->desc[batch[i].head].inflight, 0);
-	STORE(r->used_idx, vr->used_idx);
-}
-
 /* ------- packed ------- */
 
 typedef uint64_t word __attribute__((may_alias));
@@ -418,8 +395,9 @@ int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inf
 		fl->of_id = calloc(queue_size, sizeof(fl->of_id[0]));
 	} else {
 		fl->split = mem;
+		fl->batch = calloc(queue_size, sizeof(fl->batch[0]));
 	}
-	if (!fl->again || (vr->packed && (!fl->next || !fl->of_id)))
+	if (!fl->again || (vr->packed ? !fl->next || !fl->of_id : !fl->batch))
 		rc = -ENOMEM;
 	else
 		rc = vr->packed ? packed_open(fl, vr) : split_open(fl, vr);
@@ -438,5 +416,6 @@ void inflight_free(struct inflight *fl)
 	free(fl->again);
 	free(fl->next);
 	free(fl->of_id);
+	free(fl->batch);
 	free(fl);
 }

@@ -69,7 +69,10 @@ struct inflight {
 	/* What was found in flight, in the order it was taken; gone once resubmitted. */
 	struct inflight_head *again;
 	unsigned int again_count;
-	uint16_t last_batch_head;	/* split: as in the region */
+	/* Split: ended since the used index moved last; their links start at last_batch_head. */
+	uint16_t *batch;
+	unsigned int batch_count;
+	uint16_t last_batch_head;
 	/* Packed: our own copy of the entries' links; by id, the request's entries. */
 	uint16_t free_head;
 	uint16_t *next;
@@ -109,11 +112,28 @@ void inflight_take_packed(struct inflight *fl, const struct vring *vr,
 /* It made no sense and will never end: its driver has to reset the queue. */
 void inflight_forget(struct inflight *fl, uint16_t id);
 
-/* Split: used entries of these have been written, and are about to be published. */
-void inflight_used(struct inflight *fl, const struct used_entry *batch, unsigned int count);
-/* Split: they are published. */
-void inflight_published(struct inflight *fl, const struct vring *vr,
-			const struct used_entry *batch, unsigned int count);
+/* Split: its used entry is being written. At most num until inflight_published(). */
+static inline void inflight_used(struct inflight *fl, uint16_t head)
+{
+	fl->split->desc[head].next = fl->last_batch_head;
+	fl->last_batch_head = head;
+	fl->batch[fl->batch_count++] = head;
+}
+/* Split: the used index is about to move over these. */
+static inline void inflight_publish(struct inflight *fl)
+{
+	__atomic_store_n(&fl->split->last_batch_head, fl->last_batch_head, __ATOMIC_RELEASE);
+}
+/* Split: it has. */
+static inline void inflight_published(struct inflight *fl, const struct vring *vr)
+{
+	struct inflight_split *r = fl->split;
+
+	for (unsigned int i = 0; i < fl->batch_count; i++)
+		__atomic_store_n(&r->desc[fl->batch[i]].inflight, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&r->used_idx, vr->used_idx, __ATOMIC_RELEASE);
+	fl->batch_count = 0;
+}
 /* Packed: write this used entry, and note it. */
 void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e);
 

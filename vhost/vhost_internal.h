@@ -84,10 +84,7 @@ struct vq {
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
 	struct inflight *fl;		/* NULL: requests are not tracked */
-	/*
-	 * Ended, their used entries not written yet: where writing one is more than
-	 * a store, all of a pass are written together. Up to num.
-	 */
+	/* Packed: ended, their used entries not written yet; up to num. */
 	struct used_entry *ended;
 	unsigned int ended_count;
 	struct dirty_log log;
@@ -165,12 +162,17 @@ void vq_complete(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
 bool vq_grow_iov(struct vring_chain *chain, unsigned int used);
 void vq_release_iov(struct vq *vq, struct blk_req *req);
 
+/* A request of the in-flight region; packed: with its descriptors. */
+struct blk_again {
+	struct vring_desc_packed descs[VRING_SIZE_MAX];
+};
+#define BLK_FROM_RING NULL
 /*
- * blk.c: start this request; descs are its descriptors where they are no longer in
- * the ring (packed). A fault breaks the queue.
+ * blk.c: start this request, of the ring or to be done again. A fault breaks the
+ * queue; then one from the ring has not been noted as in flight.
  */
 enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
-			   const struct vring_desc_packed *descs) REACTOR_ONLY;
+			   const struct blk_again *again) REACTOR_ONLY;
 uint64_t blk_features(const struct vhost_controller *c) CONTROL_ONLY;
 /* The configuration space as the guest sees it, zero-padded. */
 void blk_config(const struct vhost_controller *c, bool writeback,

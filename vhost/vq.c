@@ -7,9 +7,9 @@
  * Every popped head is in exactly one of two states: its request is busy and
  * counted in inflight_now, or it has been pushed to the used ring. Completions of
  * one pass are pushed as they come and published together by the deferred
- * vq_publish(): one store of the used index, at most one call. Where requests are
- * tracked, and in packed rings, even the pushing waits for vq_publish(), because no
- * request may be taken between the steps that end one.
+ * vq_publish(): one store of the used index, at most one call. In packed rings even
+ * the pushing waits for vq_publish(), because no request may be taken between the
+ * steps by which the in-flight region notes the end of one.
  *
  * A vq that stops pops no more, waits until inflight_now is 0 and the last used
  * entry is published, and reports. A broken vq stays like that until the front
@@ -125,20 +125,6 @@ void vq_release_iov(struct vq *vq, struct blk_req *req)
 	vq->long_iovs = more;
 }
 
-/* Write and publish the used entries that have been put off; true: call the guest. */
-REACTOR_ONLY static bool show_split(struct vq *vq)
-{
-	bool call;
-
-	for (unsigned int i = 0; i < vq->ended_count; i++)
-		vring_push(&vq->vring, vq->ended[i].head, vq->ended[i].len);
-	inflight_used(vq->fl, vq->ended, vq->ended_count);
-	call = vring_publish(&vq->vring);
-	inflight_published(vq->fl, &vq->vring, vq->ended, vq->ended_count);
-	vq->ended_count = 0;
-	return call;
-}
-
 REACTOR_ONLY static bool show_packed(struct vq *vq)
 {
 	for (unsigned int i = 0; i < vq->ended_count; i++) {
@@ -153,29 +139,49 @@ REACTOR_ONLY static bool show_packed(struct vq *vq)
 	return packed_publish(&vq->vring);
 }
 
+/* Publish what has ended; true: call the guest. */
 REACTOR_ONLY static bool vq_show(struct vq *vq)
 {
-	if (!vq->ended)
+	bool call;
+
+	if (vq->vring.packed)
+		return show_packed(vq);
+	if (!vq->fl)
 		return vring_publish(&vq->vring);
-	return vq->vring.packed ? show_packed(vq) : show_split(vq);
+	inflight_publish(vq->fl);
+	call = vring_publish(&vq->vring);
+	inflight_published(vq->fl, &vq->vring);
+	return call;
 }
 
-REACTOR_ONLY static void vq_put_off(struct vq *vq, const struct blk_req *req)
+/* Only a driver that reuses what it was not given back fills a batch up. */
+COLD REACTOR_ONLY static void vq_show_early(struct vq *vq)
 {
-	/* Only a driver that reuses what it was not given back gets this far. */
-	if (unlikely(vq->ended_count == vq->num) && vq_show(vq))
+	if (vq_show(vq))
 		vq_notify(vq);
-	vq->ended[vq->ended_count++] = (struct used_entry){ req->used_len, req->head, req->count };
+}
+
+REACTOR_ONLY static inline void vq_push(struct vq *vq, const struct blk_req *req)
+{
+	if (vq->vring.packed) {
+		if (unlikely(vq->ended_count == vq->num))
+			vq_show_early(vq);
+		vq->ended[vq->ended_count++] =
+			(struct used_entry){ req->used_len, req->head, req->count };
+		return;
+	}
+	if (vq->fl) {
+		if (unlikely(vq->fl->batch_count == vq->fl->num))
+			vq_show_early(vq);
+		inflight_used(vq->fl, req->head);
+	}
+	vring_push(&vq->vring, req->head, req->used_len);
 }
 
 void vq_complete(struct vq *vq, struct blk_req *req)
 {
-	if (likely(!vq->detached)) {
-		if (vq->ended)
-			vq_put_off(vq, req);
-		else
-			vring_push(&vq->vring, req->head, req->used_len);
-	}
+	if (likely(!vq->detached))
+		vq_push(vq, req);
 	if (unlikely(req->iov != req->inline_iov))
 		vq_release_iov(vq, req);
 	req->busy = false;
@@ -204,7 +210,7 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 
 /* False: the queue is broken. */
 REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head *head,
-					 const struct vring_desc_packed *descs)
+					 const struct blk_again *again)
 {
 	struct blk_req *req = &vq->reqs[head->id];
 	enum vring_fault fault = VRING_HEAD_BUSY;
@@ -213,10 +219,10 @@ REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head
 		req->busy = true;
 		req->count = head->count;
 		vq->inflight_now++;
-		fault = blk_start(vq, head, descs);
+		fault = blk_start(vq, head, again);
 		if (likely(fault == VRING_OK))
 			return true;
-		if (vq->fl)
+		if (vq->fl && again)
 			inflight_forget(vq->fl, head->id);
 		vq_release_iov(vq, req);
 		req->busy = false;
@@ -238,13 +244,13 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 	for (int i = 0; i < n; i++) {
 		vring_prefetch(&vq->vring, heads[i]);
 		__builtin_prefetch(&vq->reqs[heads[i]]);
+		if (vq->fl)
+			__builtin_prefetch(&vq->fl->split->desc[heads[i]], 1);
 	}
 	for (int i = 0; i < n; i++) {
 		struct packed_head head = { .id = heads[i] };
 
-		if (vq->fl && likely(!vq->reqs[heads[i]].busy))
-			inflight_take(vq->fl, heads[i]);
-		if (unlikely(!vq_begin(vq, &head, NULL)))
+		if (unlikely(!vq_begin(vq, &head, BLK_FROM_RING)))
 			break;
 	}
 	return (unsigned int)n;
@@ -262,9 +268,7 @@ REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 	for (int i = 0; i < n; i++)
 		__builtin_prefetch(&vq->reqs[heads[i].id]);
 	for (int i = 0; i < n; i++) {
-		if (vq->fl && likely(!vq->reqs[heads[i].id].busy))
-			inflight_take_packed(vq->fl, &vq->vring, &heads[i]);
-		if (unlikely(!vq_begin(vq, &heads[i], NULL)))
+		if (unlikely(!vq_begin(vq, &heads[i], BLK_FROM_RING)))
 			break;
 	}
 	return (unsigned int)n;
@@ -282,7 +286,7 @@ REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
 /* What a back end before us had in flight, in the order in which it took them. */
 REACTOR_ONLY static void vq_resubmit(struct vq *vq)
 {
-	struct vring_desc_packed descs[VRING_SIZE_MAX];
+	struct blk_again again;
 	struct inflight *fl = vq->fl;
 
 	if (!fl || fl->again_count == 0)
@@ -290,8 +294,8 @@ REACTOR_ONLY static void vq_resubmit(struct vq *vq)
 	log_info("%s: resubmitting %u requests that were in flight", vq->name, fl->again_count);
 	for (unsigned int i = 0; i < fl->again_count; i++) {
 		if (fl->packed)
-			inflight_descs(fl, &fl->again[i], descs);
-		if (!vq_begin(vq, &fl->again[i].head, fl->packed ? descs : NULL))
+			inflight_descs(fl, &fl->again[i], again.descs);
+		if (!vq_begin(vq, &fl->again[i].head, &again))
 			break;
 	}
 	counter_add(&vq->requests, fl->again_count);
@@ -465,7 +469,7 @@ CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p
 {
 	int rc;
 
-	if (p->inflight_mem || vq->vring.packed) {
+	if (vq->vring.packed) {
 		vq->ended = calloc(p->ring.num, sizeof(vq->ended[0]));
 		if (!vq->ended)
 			return -ENOMEM;
