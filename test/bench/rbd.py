@@ -11,6 +11,13 @@ load generator included, is on core 1. All sleep when they have nothing to do, t
 too: one that polls would starve a target on its core. librbd's cache is off for all, and the
 image has no exclusive lock, which contenders would have to pass around.
 
+--quiet SHARE measures again, at most TRIES times, while other users of the machine take more than
+that share of a core, and drops what stays loud: chosen by their CPU time, never by a result.
+
+"ours-inline" makes librbd start requests on the reactor itself instead of handing them to a
+thread of its own. librados then must not limit what is in flight, or a stalled cluster would block
+the reactor: docs/ceph.md, "Tuning".
+
 --connections measures four other images at once, through the target alone, with
 --rbd-connections at each of these values; with --spread its threads may use all cores.
 """
@@ -34,6 +41,9 @@ from ceph import POOL, Cluster                              # noqa: E402
 
 USER = "spindle"
 MANY = 4
+TRIES = 8
+INLINE = {"rbd_non_blocking_aio": "false", "objecter_inflight_ops": "0",
+          "objecter_inflight_op_bytes": "0"}
 
 
 def children_seconds():
@@ -87,7 +97,7 @@ class Server:
 class Target(Server):
     """Our vhost, asleep when idle, with a disk for each image."""
 
-    def __init__(self, o, tmp, cluster, images, args, name, cpu):
+    def __init__(self, o, tmp, cluster, images, args, name, cpu, config=None):
         binary = os.path.join(o.build, "bin", "vhost")
         if not os.access(binary, os.X_OK):
             raise Missing("%s is missing: run make first" % binary)
@@ -101,10 +111,11 @@ class Target(Server):
             self.proc.wait_for(rpc, "the target")
             self.rpc = self.connect(rpc)
             self.disks = []
+            more = {"config": config} if config else {}
             for image in images:
                 bdev = self.rpc("bdev_rbd_create", pool_name=POOL, rbd_name=image,
                                 block_size=512, user_id=USER, config_file=cluster.conf,
-                                key_file=cluster.keyring(USER), cache="none")
+                                key_file=cluster.keyring(USER), cache="none", **more)
                 self.rpc("vhost_create_blk_controller", ctrlr=image, dev_name=bdev, cpumask=mask)
                 self.disks.append(os.path.join(self.dir, image))
         except BaseException:
@@ -205,6 +216,8 @@ def contenders(o, tmp, cluster):
     makers = {
         "ours": lambda: Target(o, tmp, cluster, ["disk"], ["--interrupt-mode"], "a",
                                o.client_cpu),
+        "ours-inline": lambda: Target(o, tmp, cluster, ["disk"], ["--interrupt-mode"], "i",
+                                      o.client_cpu, INLINE),
         "ours-poll": lambda: Target(o, tmp, cluster, ["disk"], ["--poll-us", str(o.poll_us)],
                                     "b", o.client_cpu),
         "fio": lambda: Fio(cluster, "disk"),
@@ -218,6 +231,48 @@ def contenders(o, tmp, cluster):
     return made
 
 
+def busy_seconds():
+    """Of all cores: everything but idle and iowait."""
+    with open("/proc/stat") as f:
+        t = [int(x) for x in f.readline().split()[1:8]]
+    return (sum(t) - t[3] - t[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds(cluster, made):
+    pids = [one.proc.p.pid for one in made.values() if hasattr(one, "proc")]
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as f:
+                if cluster.dir.encode() in f.read():
+                    pids.append(int(pid))
+        except OSError:
+            pass
+    total = time.process_time() + children_seconds()
+    for pid in set(pids):
+        try:
+            with open("/proc/%d/stat" % pid) as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            pass
+    return total
+
+
+def take_quiet(o, cluster, made, case, who, results):
+    """One sample, of a time when nobody else used the machine."""
+    if not o.quiet:
+        results.take(case, who, lambda: made[who].measure(o, case))
+        return
+    for _ in range(TRIES):
+        busy, own, start = busy_seconds(), own_seconds(cluster, made), time.monotonic()
+        results.take(case, who, lambda: made[who].measure(o, case))
+        others = busy_seconds() - busy - (own_seconds(cluster, made) - own)
+        if others / (time.monotonic() - start) <= o.quiet or (case.name, who) in results.failed:
+            return
+        results.samples[case.name, who].pop()
+        o.loud += 1
+
+
 def run_peers(o, tmp, cluster, cases, results):
     make_image(cluster, "disk", o.image_mib)
     made = contenders(o, tmp, cluster)
@@ -228,7 +283,7 @@ def run_peers(o, tmp, cluster, cases, results):
                 # Turn and turn about: nobody is always the first after a pause.
                 order = list(made)[n % len(made):] + list(made)[:n % len(made)] if made else []
                 for who in order:
-                    results.take(case, who, lambda: made[who].measure(o, case))
+                    take_quiet(o, cluster, made, case, who, results)
     finally:
         for one in made.values():
             one.end()
@@ -293,9 +348,12 @@ def options():
     p.add_argument("--auth", default="cephx", choices=("cephx", "none"))
     p.add_argument("--cluster-cpu", type=int, default=0)
     p.add_argument("--client-cpu", type=int, default=1)
+    p.add_argument("--quiet", type=float, default=0, metavar="SHARE",
+                   help="only samples while others used less of a core (0: take all)")
     p.add_argument("--target-args", default="", help="more arguments for the target")
     p.add_argument("--client-args", default="--event-idx", help="more for the load generator")
     o = p.parse_args()
+    o.loud = 0
     o.build = os.path.join(REPO, os.environ.get("BUILD", "build"))
     o.bench = os.path.join(o.build, "test", "bench")
     o.target_args, o.client_args = o.target_args.split(), o.client_args.split()
@@ -318,6 +376,10 @@ def report(o, cases, many, results):
     say("medians of %d rounds of %g s; %s, %s; CPU: of core %d, contender and load (of the "
         "target only with several images);\nfio's CPU includes its start"
         % (o.rounds, o.runtime, o.store, o.auth, o.client_cpu))
+    if o.quiet:
+        say("%d samples were dropped as others used more than %g of a core" % (o.loud, o.quiet))
+        say("kept: " + ", ".join("%s %s %d" % (c.name, w, len(results.samples.get((c.name, w), [])))
+                                 for c in cases for w in names))
     if o.json:
         with open(o.json, "w") as f:
             json.dump({c.name: {w: s for w in names + pools
@@ -352,6 +414,8 @@ def main():
             run_connections(o, tmp, cluster, many, results)
     except Missing as e:
         say("skip: %s" % e)
+    except SystemExit:
+        say("ended early: what there is so far")
     finally:
         if cluster:
             cluster.destroy()
