@@ -11,6 +11,13 @@
  * areas that were granted had not been paid for yet. Placement is MPOL_PREFERRED, not MPOL_BIND,
  * because a bound node without free pages is again a SIGBUS (or the OOM killer).
  *
+ * A shared area lies in a file without a name (memfd), or in one of the operator's hugetlbfs mount,
+ * that another process can map by its descriptor: that is how a malloc disk outlives the process.
+ * It is as fast as a private one: huge pages are the same either way, and normal pages, which
+ * the kernel does not make huge by advice in a memfd (unless shmem_enabled says so), are collapsed
+ * into huge ones at once. A 4 KiB copy at random from 1 GiB takes 450-490 ns without that, 380-410
+ * with it and in private memory.
+ *
  * The pool is a buddy allocator per chunk, a chunk being one huge page. Its state is a byte per
  * tree node, outside of the chunk: `loss`, how many orders the largest free block below the node
  * is smaller than the node itself. Zero means all free, so a fresh calloc() is a fresh tree and
@@ -25,6 +32,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <linux/memfd.h>
 #include <numa.h>
 #include <numaif.h>
 #include <pthread.h>
@@ -33,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -54,9 +63,12 @@
 #define POOL_UNROOT(p, len) ((void)(p), (void)(len))
 #endif
 
-/* Linux UAPI values that headers before 5.14 do not have. */
+/* Linux UAPI values that headers before 5.14 (and 6.1: COLLAPSE) do not have. */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
 #endif
 #ifndef MAP_HUGE_SHIFT
 #define MAP_HUGE_SHIFT 26
@@ -200,30 +212,51 @@ populate(void *addr, size_t len)
 	return rc == 0 || errno == EINVAL;
 }
 
-/* Maps an unlinked file of the operator's hugetlbfs mount. */
-static void *
-map_huge_file(size_t len)
+/* An unlinked file of the operator's hugetlbfs mount; -1 with errno. */
+static int
+open_in_dir(void)
 {
 	char path[PATH_MAX];
-	void *addr = MAP_FAILED;
 	int fd;
 
 	snprintf(path, sizeof(path), "%s/spindle.XXXXXX", g_dir);
 	fd = mkostemp(path, O_CLOEXEC);
-	if (fd < 0)
-		return MAP_FAILED;
-	unlink(path);
-	if (ftruncate(fd, (off_t)len) == 0)
-		addr = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
-	return addr;
+	if (fd >= 0)
+		unlink(path);
+	return fd;
 }
 
-/* page_shift 0 means the mount that was configured. */
+/* Makes the new file fd (-1: errno says why there is none) that long. fd or -errno. */
 static int
-alloc_huge(size_t len, int page_shift, int node, struct huge_area *out)
+file_of_size(int fd, size_t len)
+{
+	int rc;
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)len) == 0)
+		return fd;
+	rc = -errno;
+	close(fd);
+	return rc;
+}
+
+/* A file of huge pages; page_shift 0 means the mount that was configured. fd or -errno. */
+static int
+huge_file(size_t len, int page_shift)
+{
+	unsigned int flags = MFD_CLOEXEC | MFD_HUGETLB |
+			     ((unsigned int)page_shift << MFD_HUGE_SHIFT);
+
+	return file_of_size(page_shift ? memfd_create("spindle", flags) : open_in_dir(), len);
+}
+
+/* page_shift 0 means the mount that was configured. fd NULL: private. */
+static int
+alloc_huge(size_t len, int page_shift, int node, struct huge_area *out, int *fd)
 {
 	size_t page = page_shift ? (size_t)1 << page_shift : g_dir_page;
+	int flags = MAP_SHARED, file = -1;
 	size_t mapped;
 	void *addr;
 
@@ -231,22 +264,31 @@ alloc_huge(size_t len, int page_shift, int node, struct huge_area *out)
 		return -ENOMEM;
 	if (!account_add(mapped, true))
 		return -ENOMEM;
-	if (page_shift)
-		addr = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
-			    (page_shift << MAP_HUGE_SHIFT), -1, 0);
-	else
-		addr = map_huge_file(mapped);
+	if (fd || !page_shift) {
+		file = huge_file(mapped, page_shift);
+		if (file < 0)
+			goto unaccount;
+	} else {
+		flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (page_shift << MAP_HUGE_SHIFT);
+	}
+	addr = mmap(NULL, mapped, PROT_READ | PROT_WRITE, flags, file, 0);
 	if (addr == MAP_FAILED)
-		goto unaccount;
+		goto close_file;
 	prefer_node(addr, mapped, node);
 	if (!populate(addr, mapped))
 		goto unmap;
 	*out = (struct huge_area){ addr, mapped, page, node_of_page(addr) };
+	if (fd)
+		*fd = file;
+	else if (file >= 0)
+		close(file);
 	return 0;
 
 unmap:
 	munmap(addr, mapped);
+close_file:
+	if (file >= 0)
+		close(file);
 unaccount:
 	account_sub(mapped, true);
 	return -ENOMEM;
@@ -277,31 +319,54 @@ available_memory(void)
 	return kib * 1024 > KEEP_FREE ? kib * 1024 - KEEP_FREE : 0;
 }
 
-/* Maps len bytes of normal pages, from a 2 MiB boundary on where huge ones could fit. */
+/* Maps len bytes of normal pages, fd's or, for -1, private ones; where huge ones could fit, so. */
 static void *
-map_normal(size_t len)
+map_normal(size_t len, int fd)
 {
 	size_t extra = len >= SIZE_2M ? SIZE_2M : 0;
+	int flags = fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
 	size_t head, tail;
-	char *addr;
+	char *room, *addr;
 
-	addr = mmap(NULL, len + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (addr == MAP_FAILED || !extra)
-		return addr;
-	head = (SIZE_2M - ((uintptr_t)addr & (SIZE_2M - 1))) & (SIZE_2M - 1);
+	if (!extra)
+		return mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, 0);
+	room = mmap(NULL, len + extra, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		    -1, 0);
+	if (room == MAP_FAILED)
+		return room;
+	head = (SIZE_2M - ((uintptr_t)room & (SIZE_2M - 1))) & (SIZE_2M - 1);
 	tail = extra - head;
+	addr = mmap(room + head, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+	if (addr == MAP_FAILED) {
+		munmap(room, len + extra);
+		return addr;
+	}
 	if (head)
-		munmap(addr, head);
+		munmap(room, head);
 	if (tail)
-		munmap(addr + head + len, tail);
-	(void)madvise(addr + head, len, MADV_HUGEPAGE);
-	return addr + head;
+		munmap(room + head + len, tail);
+	(void)madvise(addr, len, MADV_HUGEPAGE);
+	return addr;
 }
 
+/*
+ * A memfd's pages into huge ones, as many as it works for. After they were populated, since
+ * they then lie on the right node and a collapse keeps them there.
+ */
+static bool
+collapse(void *addr, size_t len)
+{
+	if (len < SIZE_2M || madvise(addr, len, MADV_COLLAPSE) != 0)
+		return true;
+	return populate(addr, len);
+}
+
+/* fd NULL: private. */
 static int
-alloc_normal(size_t len, int node, struct huge_area *out)
+alloc_normal(size_t len, int node, struct huge_area *out, int *fd)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	int file = -1, rc = -ENOMEM;
 	size_t mapped;
 	void *addr;
 
@@ -309,24 +374,36 @@ alloc_normal(size_t len, int node, struct huge_area *out)
 		return -ENOMEM;
 	if (!account_add(mapped, false))
 		return -ENOMEM;
-	addr = map_normal(mapped);
+	if (fd) {
+		file = file_of_size(memfd_create("spindle", MFD_CLOEXEC), mapped);
+		if (file < 0) {
+			rc = file;
+			goto unaccount;
+		}
+	}
+	addr = map_normal(mapped, file);
 	if (addr == MAP_FAILED)
-		goto unaccount;
+		goto close_file;
 	prefer_node(addr, mapped, node);
-	if (!populate(addr, mapped))
+	if (!populate(addr, mapped) || (fd && !collapse(addr, mapped)))
 		goto unmap;
 	*out = (struct huge_area){ addr, mapped, page, node_of_page(addr) };
+	if (fd)
+		*fd = file;
 	return 0;
 
 unmap:
 	munmap(addr, mapped);
+close_file:
+	if (file >= 0)
+		close(file);
 unaccount:
 	account_sub(mapped, false);
-	return -ENOMEM;
+	return rc;
 }
 
-int
-huge_alloc(size_t len, int node, struct huge_area *out)
+static int
+alloc_area(size_t len, int node, struct huge_area *out, int *fd)
 {
 	int rc;
 
@@ -335,23 +412,72 @@ huge_alloc(size_t len, int node, struct huge_area *out)
 	if (node > 0 && (numa_available() < 0 || node > numa_max_node()))
 		return -EINVAL;
 	if (g_no_huge)
-		return alloc_normal(len, node, out);
+		return alloc_normal(len, node, out, fd);
 	if (g_dir[0]) {
-		rc = alloc_huge(len, 0, node, out);
+		rc = alloc_huge(len, 0, node, out, fd);
 	} else {
-		rc = alloc_huge(len, SHIFT_2M, node, out);
+		rc = alloc_huge(len, SHIFT_2M, node, out, fd);
 		if (rc)
-			rc = alloc_huge(len, SHIFT_1G, node, out);
+			rc = alloc_huge(len, SHIFT_1G, node, out, fd);
 	}
 	if (!rc)
 		return 0;
-	rc = alloc_normal(len, node, out);
+	rc = alloc_normal(len, node, out, fd);
 	if (!rc) {
 		pthread_mutex_lock(&g_account);
 		g_stats.fell_back = true;
 		pthread_mutex_unlock(&g_account);
 	}
 	return rc;
+}
+
+int
+huge_alloc(size_t len, int node, struct huge_area *out)
+{
+	return alloc_area(len, node, out, NULL);
+}
+
+int
+huge_alloc_shared(size_t len, int node, struct huge_area *out, int *fd)
+{
+	return alloc_area(len, node, out, fd);
+}
+
+int
+huge_adopt(int fd, size_t len, struct huge_area *out)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), mapped;
+	struct statfs fs;
+	struct stat st;
+	void *addr;
+	bool huge;
+
+	if (fstat(fd, &st) != 0 || fstatfs(fd, &fs) != 0)
+		return -errno;
+	huge = fs.f_type == HUGETLBFS_MAGIC;
+	if (huge)
+		page = (size_t)fs.f_bsize;
+	else if (fs.f_type != TMPFS_MAGIC)
+		return -EINVAL;
+	if (!len || !round_up(len, page, &mapped) || (uint64_t)st.st_size != mapped)
+		return -EINVAL;
+	if (!account_add(mapped, huge))
+		return -ENOMEM;
+	addr = huge ? mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) :
+		      map_normal(mapped, fd);
+	if (addr == MAP_FAILED)
+		goto unaccount;
+	/* They are there; this is for the page tables. */
+	if (!populate(addr, mapped))
+		goto unmap;
+	*out = (struct huge_area){ addr, mapped, page, node_of_page(addr) };
+	return 0;
+
+unmap:
+	munmap(addr, mapped);
+unaccount:
+	account_sub(mapped, huge);
+	return -ENOMEM;
 }
 
 void

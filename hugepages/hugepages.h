@@ -56,6 +56,22 @@ int huge_init(const struct huge_config *config);
  */
 int huge_alloc(size_t len, int node, struct huge_area *out);
 
+/*
+ * Any thread. As huge_alloc(), but the memory is that of *fd, by which another process can have it,
+ * too: huge_adopt(). It lives as long as fds and mappings of it do. The caller owns *fd, and frees
+ * the area as any other. Also -EMFILE, -ENFILE.
+ */
+int huge_alloc_shared(size_t len, int node, struct huge_area *out, int *fd);
+
+/*
+ * Any thread. Maps what another process, or this one, allocated by huge_alloc_shared() with the
+ * same len, contents and place as they are. fd remains the caller's. The area counts towards the
+ * limit of each process that has it, though its pages exist once. Up to 0.2 s per GiB where the
+ * pages are normal ones. -EINVAL: not such memory, or of another size; -ENOMEM (the limit would be
+ * passed) or -errno.
+ */
+int huge_adopt(int fd, size_t len, struct huge_area *out);
+
 /* Any thread. Unmaps and clears *area; NULL and an all-zero area are fine. */
 void huge_free(struct huge_area *area);
 

@@ -13,7 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -227,6 +230,98 @@ test_nodes(void **state)
 	huge_free(&area);
 }
 
+/* Two mappings of one memory, and a third after both are gone. */
+static void
+shared_area(size_t len)
+{
+	struct huge_area a, b;
+	struct huge_stats stats;
+	int fd = -1;
+
+	assert_int_equal(huge_alloc_shared(len, 0, &a, &fd), 0);
+	assert_true(fd >= 0);
+	assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+	assert_true(a.len >= len);
+	assert_int_equal((uintptr_t)a.addr % (len >= 2 * MIB ? 2 * MIB : a.page_size), 0);
+	assert_true(all_zero(a.addr, a.len));
+	memset(a.addr, 0x5a, len);
+	assert_int_equal(huge_adopt(fd, len, &b), 0);
+	assert_int_equal(b.len, a.len);
+	assert_int_equal(b.page_size, a.page_size);
+	assert_int_equal(b.node, a.node);
+	assert_int_equal((uintptr_t)b.addr % (len >= 2 * MIB ? 2 * MIB : a.page_size), 0);
+	assert_memory_equal(a.addr, b.addr, a.len);
+	((char *)b.addr)[len - 1] = 1;
+	assert_int_equal(((char *)a.addr)[len - 1], 1);
+	huge_get_stats(&stats);
+	assert_int_equal(stats.huge_bytes + stats.normal_bytes, 2 * a.len);
+	huge_free(&a);
+	huge_free(&b);
+	assert_nothing_mapped();
+	assert_int_equal(huge_adopt(fd, len, &b), 0);
+	assert_int_equal(((char *)b.addr)[0], 0x5a);
+	assert_int_equal(((char *)b.addr)[len - 1], 1);
+	huge_free(&b);
+	assert_int_equal(huge_adopt(fd, len + 2 * MIB, &b), -EINVAL);
+	close(fd);
+	assert_nothing_mapped();
+}
+
+static void
+test_shared(void **state)
+{
+	struct huge_config normal = { true, 0, NULL };
+	struct huge_config dir = { false, 0, "/dev/hugepages" };
+	size_t free_before;
+
+	(void)state;
+	free_before = free_2m_pages();
+	shared_area(5 * MIB + 3);
+	shared_area(3);
+	if (free_before >= 4 && huge_init(&dir) == 0)
+		shared_area(5 * MIB + 3);
+	assert_int_equal(huge_init(&normal), 0);
+	shared_area(5 * MIB + 3);
+	shared_area(3);
+}
+
+static void
+test_shared_refusals(void **state)
+{
+	struct huge_config limit = { true, 3 * MIB, NULL };
+	struct huge_area a, b = { &a, 1, 2, 3 };
+	struct rlimit old, few;
+	int fd = -7, pipes[2];
+
+	(void)state;
+	assert_int_equal(pipe(pipes), 0);
+	assert_int_equal(huge_adopt(-1, MIB, &b), -EBADF);
+	assert_int_equal(huge_adopt(pipes[0], MIB, &b), -EINVAL);
+	assert_int_equal(huge_init(&limit), 0);
+	assert_int_equal(huge_alloc_shared(0, -1, &b, &fd), -EINVAL);
+	assert_int_equal(huge_alloc_shared(4 * MIB, -1, &b, &fd), -ENOMEM);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	few = (struct rlimit){ 3, old.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	/* The look at /proc/meminfo needs one, too. */
+	assert_true(huge_alloc_shared(MIB, -1, &b, &fd) < 0);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_int_equal(fd, -7);
+	assert_nothing_mapped();
+	/* Each mapping counts. */
+	assert_int_equal(huge_alloc_shared(2 * MIB, -1, &a, &fd), 0);
+	assert_int_equal(huge_adopt(fd, 2 * MIB, &b), -ENOMEM);
+	huge_free(&a);
+	assert_int_equal(huge_adopt(fd, 2 * MIB, &a), 0);
+	huge_free(&a);
+	assert_int_equal(huge_adopt(fd, 0, &b), -EINVAL);
+	assert_int_equal(b.node, 3);
+	close(fd);
+	close(pipes[0]);
+	close(pipes[1]);
+	assert_nothing_mapped();
+}
+
 static void
 test_huge_dir(void **state)
 {
@@ -431,6 +526,8 @@ main(void)
 		cmocka_unit_test_teardown(test_refuses_the_impossible, reset_config),
 		cmocka_unit_test_teardown(test_limit, reset_config),
 		cmocka_unit_test_teardown(test_nodes, reset_config),
+		cmocka_unit_test_teardown(test_shared, reset_config),
+		cmocka_unit_test_teardown(test_shared_refusals, reset_config),
 		cmocka_unit_test_teardown(test_huge_dir, reset_config),
 		cmocka_unit_test_teardown(test_pool_sizes, reset_config),
 		cmocka_unit_test_teardown(test_pool_reuse, reset_config),
