@@ -214,6 +214,37 @@ enum bdev_reset {
 void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what,
 		      struct bdev_result *res) CONTROL_ONLY;
 
+/* ------- handing over to a successor process ------- */
+
+#define BDEV_HANDOVER_FDS 2
+
+/*
+ * The fds that the successor needs to go on with this bdev; they stay the
+ * bdev's: duplicate them. Their count; 0 when the bdev is made anew from its
+ * configuration alone; -EOPNOTSUPP when it cannot be handed over, which has been
+ * logged, or -errno. Can be called again.
+ *
+ * From the first fd on until bdev_handover_end(), closing a bdev leaves image
+ * locks alone, since the successor goes on with the same ones.
+ */
+int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
+
+/*
+ * The successor, before it makes its bdevs: fds for the bdev of this name, taken
+ * over in any case. The create call of that name uses them. 0; -EINVAL name or
+ * count; -EEXIST; -ENOMEM.
+ */
+int bdev_adopt_offer(const char *name, const int *fds, unsigned int count) CONTROL_ONLY;
+/* Closes the fds that no bdev has taken, and returns of how many bdevs. May block. */
+unsigned int bdev_adopt_clear(void) CONTROL_ONLY;
+
+/*
+ * The other process is out of it: called by the successor when it has taken over
+ * for good, by the predecessor when the successor is gone and it goes on itself.
+ * Whoever gives up does not call it, and just closes its bdevs or exits.
+ */
+void bdev_handover_end(void) CONTROL_ONLY;
+
 /* ------- notes: what happened ------- */
 
 enum bdev_note_type {
@@ -404,11 +435,5 @@ int bdev_rbd_unregister_cluster(const char *name, char reason[BDEV_REASON_MAX]) 
 void bdev_rbd_fini(void) CONTROL_ONLY;
 /* index 0 on; false: no more. */
 bool bdev_rbd_cluster_info(unsigned int index, struct bdev_rbd_cluster_info *info) CONTROL_ONLY;
-
-/* TEMP */
-#define BDEV_HANDOVER_FDS 4
-int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
-int bdev_adopt_offer(const char *name, const int *fds, unsigned int count) CONTROL_ONLY;
-void bdev_adopt_clear(void) CONTROL_ONLY;
 
 #endif

@@ -39,6 +39,8 @@ struct bdev_ops {
 	void (*submit)(struct bdev_io *io);
 	/* On the reactor: end what is held back, with -ECANCELED. NULL: nothing is. */
 	void (*cancel)(struct bdev_channel *ch);
+	/* On control: as bdev_handover(). NULL: 0. */
+	int (*handover)(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]);
 	/* On control: no channel is left. Ends in bdev_destroyed(), perhaps later. */
 	void (*destroy)(struct bdev *bdev);
 };
@@ -83,6 +85,17 @@ int bdev_register(struct bdev *bdev, const char *name, const char *prefix, const
 int bdev_check_name(const char *name, char reason[BDEV_REASON_MAX]) CONTROL_ONLY;
 /* destroy is over: call this, then free the struct the bdev is embedded in. */
 void bdev_destroyed(struct bdev *bdev) CONTROL_ONLY;
+/*
+ * In create: the fds that a predecessor left for the bdev of this name (NULL:
+ * none), the caller's from here on; 0: there are none, it is made anew. How many
+ * and what they are is as the same backend's handover gave them, once checked.
+ */
+unsigned int bdev_adopt_take(const char *name, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
+/*
+ * Any thread. Whether another process may go on with what this one has in fds
+ * that were handed over: close them, but undo nothing that goes beyond the fd.
+ */
+bool bdev_is_shared(void);
 /* Publish a new size, tell the users and note it. */
 void bdev_resized(struct bdev *bdev, uint64_t size) CONTROL_ONLY;
 /*

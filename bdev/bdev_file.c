@@ -105,8 +105,8 @@ static void create_opened(struct job *job)
 void bdev_file_create(const struct bdev_file_opts *opts, struct bdev_result *res)
 {
 	char reason[BDEV_REASON_MAX] = "";
+	int rc, fds[BDEV_HANDOVER_FDS];
 	struct file_bdev *fb;
-	int rc;
 
 	if (!opts->name || !opts->filename || !opts->filename[0]) {
 		bdev_result_done(res, -EINVAL, NULL, "a file bdev needs a %s",
@@ -128,6 +128,8 @@ void bdev_file_create(const struct bdev_file_opts *opts, struct bdev_result *res
 		bdev_result_done(res, -ENOMEM, NULL, NULL);
 		return;
 	}
+	if (bdev_adopt_take(opts->name, fds))
+		fb->fd = fds[0];
 	fb->job.run = create_run;
 	fb->job.done = create_opened;
 	worker_submit(&fb->job);
@@ -160,6 +162,13 @@ static void file_destroy(struct bdev *bdev)
 	fb->job.run = close_run;
 	fb->job.done = destroy_closed;
 	worker_submit(&fb->job);
+}
+
+/* The locks go with the fd: they belong to the open file that it stands for. */
+static int file_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
+{
+	fds[0] = file_of(bdev)->fd;
+	return 1;
 }
 
 /* ------- rescan ------- */
@@ -246,6 +255,7 @@ const struct bdev_ops bdev_aio_ops = {
 	.channel_open = file_channel_open,
 	.channel_close = file_channel_close,
 	.submit = file_submit,
+	.handover = file_handover,
 	.destroy = file_destroy,
 };
 
@@ -256,5 +266,6 @@ const struct bdev_ops bdev_uring_ops = {
 	.channel_open = file_channel_open,
 	.channel_close = file_channel_close,
 	.submit = file_submit,
+	.handover = file_handover,
 	.destroy = file_destroy,
 };

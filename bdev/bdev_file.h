@@ -24,7 +24,7 @@
 struct file_bdev {
 	struct bdev bdev;
 	struct bdev_file_opts opts;	/* the strings are ours */
-	int fd;
+	int fd;				/* until file_open(): a predecessor's, or -1 */
 	bool is_block;			/* a block device; else a regular file */
 	bool direct;			/* O_DIRECT: the masks below hold */
 	uint32_t mem_mask;		/* of buffer addresses */
@@ -44,9 +44,15 @@ static inline struct file_bdev *file_of(struct bdev *bdev)
 	return container_of(bdev, struct file_bdev, bdev);
 }
 
-/* The rest of the geometry; worker only. 0 or -errno with fb->reason; fb->fd is -1 then. */
+/*
+ * The path, or fb->fd if a predecessor left that, and the rest of the geometry;
+ * worker only. 0 or -errno with fb->reason; fb->fd is -1 then.
+ */
 int file_open(struct file_bdev *fb);
-/* Drops the locks at once, whoever else still refers to the file. Blocks. */
+/*
+ * Drops the locks at once, whoever else still refers to the file, unless that is
+ * another process that goes on with them (bdev_is_shared()). Blocks.
+ */
 void file_close(struct file_bdev *fb);
 /* The size now, rounded down to whole blocks. Blocks. */
 int file_read_size(const struct file_bdev *fb, uint64_t *size);

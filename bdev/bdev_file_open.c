@@ -134,6 +134,37 @@ static int open_fd(struct file_bdev *fb, struct stat *st)
 	return check_kind(fb, st);
 }
 
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+	/* A device node may have been made anew, in another place: the device counts. */
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/*
+ * Goes on with a predecessor's open file, which has its locks with it and, if it
+ * had to give up O_DIRECT, that as well.
+ */
+static int adopt_fd(struct file_bdev *fb, struct stat *st)
+{
+	int flags = fcntl(fb->fd, F_GETFL);
+	struct stat path;
+
+	if (fstat(fb->fd, st) < 0 || flags < 0)
+		return file_fail(fb, -errno, "cannot be taken over: %s", strerror(errno));
+	if (stat(fb->opts.filename, &path) < 0)
+		return open_failed(fb, -errno);
+	if (!same_file(&path, st))
+		return file_fail(fb, -ESTALE, "is another file now than the one handed over");
+	if ((flags & O_ACCMODE) != (fb->opts.readonly ? O_RDONLY : O_RDWR))
+		return file_fail(fb, -EINVAL, "was not opened for %s by the process before",
+				 fb->opts.readonly ? "reading only" : "writing");
+	fb->direct = flags & O_DIRECT;
+	fb->is_block = S_ISBLK(st->st_mode);
+	return check_kind(fb, st);
+}
+
 /* ------- geometry ------- */
 
 int file_read_size(const struct file_bdev *fb, uint64_t *size)
@@ -273,14 +304,15 @@ static void set_alignment(struct file_bdev *fb)
 static int open_all(struct file_bdev *fb)
 {
 	struct bdev *bdev = &fb->bdev;
+	bool adopted = fb->fd >= 0;
 	uint64_t size = 0;
 	struct stat st;
 	int rc;
 
-	rc = open_fd(fb, &st);
+	rc = adopted ? adopt_fd(fb, &st) : open_fd(fb, &st);
 	if (rc < 0)
 		return rc;
-	if (!fb->opts.no_lock) {
+	if (!adopted && !fb->opts.no_lock) {
 		rc = file_lock(fb);
 		if (rc < 0)
 			return rc;
@@ -327,7 +359,7 @@ void file_close(struct file_bdev *fb)
 	 * Explicitly: a ring that had the file registered may hold on to it for
 	 * a moment longer, and the locks with it.
 	 */
-	if (!fb->opts.no_lock)
+	if (!fb->opts.no_lock && !bdev_is_shared())
 		file_unlock(fb->fd);
 	close(fb->fd);
 	fb->fd = -1;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * malloc: a disk in memory, in huge pages of a NUMA node where there are any.
- * It forgets everything with the bdev. Requests are copied at submit, on the
+ * It forgets everything with the bdev, but is handed over with its contents: the
+ * memory is that of a file, whose fd the successor maps. Requests are copied at submit, on the
  * reactor; since each call copies all it was given, two reactors may race on a
  * block as two writers of a real disk do, and no worse.
  *
@@ -26,6 +27,7 @@ struct malloc_bdev {
 	struct bdev bdev;
 	struct bdev_malloc_opts opts;	/* the strings are ours */
 	struct huge_area area;
+	int fd;			/* of the area's memory; before that, a predecessor's or -1 */
 	struct job job;
 	struct bdev_result *res;
 	int status;
@@ -112,7 +114,12 @@ CONTROL_ONLY static void create_failed(struct malloc_bdev *mb)
 
 static void free_run(struct job *job)
 {
-	huge_free(&container_of(job, struct malloc_bdev, job)->area);
+	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+
+	huge_free(&mb->area);
+	if (mb->fd >= 0)
+		close(mb->fd);
+	mb->fd = -1;
 }
 
 static void create_freed(struct job *job)
@@ -125,7 +132,35 @@ static void create_run(struct job *job)
 {
 	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
 
-	mb->status = huge_alloc(bdev_size(&mb->bdev), mb->opts.numa_node, &mb->area);
+	if (mb->fd >= 0)
+		mb->status = huge_adopt(mb->fd, bdev_size(&mb->bdev), &mb->area);
+	else
+		mb->status = huge_alloc_shared(bdev_size(&mb->bdev), mb->opts.numa_node, &mb->area,
+					       &mb->fd);
+}
+
+/* A sentence about mb->status, which is of create_run(). */
+static void allocation_failed(struct malloc_bdev *mb)
+{
+	unsigned long long size = bdev_size(&mb->bdev);
+
+	if (mb->fd >= 0)
+		snprintf(mb->reason, sizeof(mb->reason),
+			 "cannot take over its %llu bytes of memory: %s", size,
+			 mb->status == -EINVAL ? "what was handed over is something else" :
+			 strerror(-mb->status));
+	else
+		snprintf(mb->reason, sizeof(mb->reason), "cannot allocate %llu bytes%s: %s", size,
+			 mb->opts.numa_node >= 0 ? " on that NUMA node" : "",
+			 strerror(-mb->status));
+}
+
+/* Answers when its memory is free again. */
+CONTROL_ONLY static void create_undo(struct malloc_bdev *mb)
+{
+	mb->job.run = free_run;
+	mb->job.done = create_freed;
+	worker_submit(&mb->job);
 }
 
 static void create_allocated(struct job *job)
@@ -135,18 +170,13 @@ static void create_allocated(struct job *job)
 
 	control_assert();
 	if (mb->status < 0) {
-		snprintf(mb->reason, sizeof(mb->reason), "cannot allocate %llu bytes%s: %s",
-			 (unsigned long long)bdev_size(&mb->bdev),
-			 mb->opts.numa_node >= 0 ? " on that NUMA node" : "",
-			 strerror(-mb->status));
-		create_failed(mb);
+		allocation_failed(mb);
+		create_undo(mb);
 		return;
 	}
 	mb->status = bdev_register(&mb->bdev, mb->opts.name, "Malloc", mb->opts.uuid, mb->reason);
 	if (mb->status < 0) {
-		job->run = free_run;
-		job->done = create_freed;
-		worker_submit(job);
+		create_undo(mb);
 		return;
 	}
 	huge_get_stats(&stats);
@@ -185,6 +215,7 @@ static struct malloc_bdev *malloc_new(const struct bdev_malloc_opts *opts, struc
 		return NULL;
 	bdev = &mb->bdev;
 	mb->res = res;
+	mb->fd = -1;
 	mb->opts = *opts;
 	mb->opts.name = opts->name ? strdup(opts->name) : NULL;
 	mb->opts.uuid = opts->uuid ? strdup(opts->uuid) : NULL;
@@ -207,8 +238,8 @@ static struct malloc_bdev *malloc_new(const struct bdev_malloc_opts *opts, struc
 void bdev_malloc_create(const struct bdev_malloc_opts *opts, struct bdev_result *res)
 {
 	char reason[BDEV_REASON_MAX] = "";
+	int rc = check_opts(opts, reason), fds[BDEV_HANDOVER_FDS];
 	struct malloc_bdev *mb;
-	int rc = check_opts(opts, reason);
 
 	if (rc < 0) {
 		bdev_result_done(res, rc, NULL, "%s", reason);
@@ -219,6 +250,8 @@ void bdev_malloc_create(const struct bdev_malloc_opts *opts, struct bdev_result 
 		bdev_result_done(res, -ENOMEM, NULL, NULL);
 		return;
 	}
+	if (bdev_adopt_take(opts->name, fds))
+		mb->fd = fds[0];
 	mb->job.run = create_run;
 	mb->job.done = create_allocated;
 	worker_submit(&mb->job);
@@ -250,9 +283,16 @@ static void malloc_destroy(struct bdev *bdev)
 	worker_submit(&mb->job);
 }
 
+static int malloc_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
+{
+	fds[0] = malloc_of(bdev)->fd;
+	return 1;
+}
+
 const struct bdev_ops bdev_malloc_ops = {
 	.module = "malloc",
 	.product_name = "Malloc disk",
 	.submit = malloc_submit,
+	.handover = malloc_handover,
 	.destroy = malloc_destroy,
 };

@@ -625,11 +625,22 @@ static void rbd_destroy(struct bdev *bdev)
 		close_submit(rb);
 }
 
+static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
+{
+	(void)fds;
+	if (!rbd_of(bdev)->opts.exclusive)
+		return 0;
+	log_warning("%s: cannot be handed over: this process holds the exclusive lock of its image "
+		    "and two cannot have it at a time", bdev->name);
+	return -EOPNOTSUPP;
+}
+
 const struct bdev_ops bdev_rbd_ops = {
 	.module = "rbd",
 	.product_name = "Ceph Rbd Disk",
 	.channel_size = sizeof(struct rbd_channel),
 	.channel_open = rbd_channel_open,
 	.submit = rbd_submit,
+	.handover = rbd_handover,
 	.destroy = rbd_destroy,
 };
