@@ -230,6 +230,14 @@ void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what,
 int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
 
 /*
+ * When all rings have stopped, before the successor's may start: write back what
+ * backends cache inside this process (librbd), where the successor would not see
+ * it, and where it might overwrite what the successor writes. status: of the first
+ * that failed; the handover must not go on then. May take as long as the storage.
+ */
+void bdev_handover_flush(struct bdev_result *res) CONTROL_ONLY;
+
+/*
  * The successor, before it makes its bdevs: fds for the bdev of this name, taken
  * over in any case. The create call of that name uses them. 0; -EINVAL name or
  * count; -EEXIST; -ENOMEM.

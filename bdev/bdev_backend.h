@@ -17,6 +17,7 @@ struct bdev_ops {
 	const char *module;		/* "null", "aio", ... */
 	const char *product_name;	/* as bdev_get_bdevs reports it */
 	size_t channel_size;		/* bytes behind bdev_channel_ctx() */
+	bool own_cache;			/* write_cache is memory of this process, not the system's */
 
 	/*
 	 * On control, before channel_open is posted: what channel_open may not do

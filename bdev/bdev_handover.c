@@ -59,6 +59,132 @@ int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 	return rc;
 }
 
+/* ------- caches ------- */
+
+struct flush_all {
+	struct bdev_result *res;
+	unsigned int pending;
+	int status;
+	char name[BDEV_NAME_MAX];	/* of what failed */
+};
+
+/* One bdev's, a user of it meanwhile; on its reactor between the two messages. */
+struct flush {
+	struct bdev_io io;
+	struct bdev_desc desc;
+	struct msg start, end;
+	struct flush_all *all;
+	int status;
+};
+
+CONTROL_ONLY static void flush_all_put(struct flush_all *all)
+{
+	if (--all->pending)
+		return;
+	if (all->status < 0)
+		bdev_result_done(all->res, all->status, NULL, "%.100s: cannot be flushed: %s",
+				 all->name, strerror(-all->status));
+	else
+		bdev_result_done(all->res, 0, NULL, NULL);
+	free(all);
+}
+
+CONTROL_ONLY static void flush_failed(struct flush_all *all, const struct bdev *bdev, int status)
+{
+	if (all->status < 0)
+		return;
+	all->status = status;
+	memcpy(all->name, bdev->name, sizeof(all->name));
+}
+
+static void flush_end(struct msg *msg)
+{
+	struct flush *f = container_of(msg, struct flush, end);
+
+	control_assert();
+	if (f->status < 0)
+		flush_failed(f->all, f->desc.bdev, f->status);
+	bdev_channel_put(f->io.ch);
+	bdev_close(&f->desc);
+	flush_all_put(f->all);
+	free(f);
+}
+
+static void flush_done(struct bdev_io *io, int status)
+{
+	struct flush *f = container_of(io, struct flush, io);
+
+	f->status = status;
+	f->end.fn = flush_end;
+	control_post(&f->end);
+}
+
+static void flush_start(struct msg *msg)
+{
+	struct flush *f = container_of(msg, struct flush, start);
+
+	reactor_assert();
+	bdev_submit(&f->io);
+}
+
+/* It ends soon by itself; a bdev that is deleted waits for it. */
+static void flush_event(struct bdev_desc *desc, enum bdev_event event)
+{
+	(void)desc;
+	(void)event;
+}
+
+CONTROL_ONLY static int flush_bdev(struct flush_all *all, struct bdev *bdev)
+{
+	size_t size = (sizeof(struct flush) + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+	struct flush *f = aligned_alloc(CACHE_LINE, size);
+
+	if (!f)
+		return -ENOMEM;
+	memset(f, 0, size);
+	f->all = all;
+	f->desc.event = flush_event;
+	f->desc.bdev = bdev;
+	/* Not bdev_open(): a claim is no obstacle, the data below a fault bdev count as well. */
+	list_add_tail(&bdev->descs, &f->desc.node);
+	f->io.ch = bdev_channel_get(&f->desc, reactor_by_index(0));
+	if (!f->io.ch) {
+		list_del(&f->desc.node);
+		free(f);
+		return -ENOMEM;
+	}
+	f->io.type = BDEV_FLUSH;
+	f->io.done = flush_done;
+	f->start.fn = flush_start;
+	all->pending++;
+	reactor_post(reactor_by_index(0), &f->start);
+	return 0;
+}
+
+void bdev_handover_flush(struct bdev_result *res)
+{
+	struct flush_all *all = calloc(1, sizeof(*all));
+	struct bdev *bdev = NULL;
+	int rc;
+
+	if (!all) {
+		bdev_result_done(res, -ENOMEM, NULL, NULL);
+		return;
+	}
+	all->res = res;
+	all->pending = 1;
+	while ((bdev = bdev_next(bdev))) {
+		if (!bdev->ops->own_cache || !bdev->write_cache)
+			continue;
+		rc = flush_bdev(all, bdev);
+		if (rc < 0)
+			flush_failed(all, bdev, rc);
+	}
+	flush_all_put(all);
+}
+
+/* ------- offers ------- */
+
 int bdev_adopt_offer(const char *name, const int *fds, unsigned int count)
 {
 	size_t len = strlen(name);

@@ -639,6 +639,7 @@ const struct bdev_ops bdev_rbd_ops = {
 	.module = "rbd",
 	.product_name = "Ceph Rbd Disk",
 	.channel_size = sizeof(struct rbd_channel),
+	.own_cache = true,
 	.channel_open = rbd_channel_open,
 	.submit = rbd_submit,
 	.handover = rbd_handover,

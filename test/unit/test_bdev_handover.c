@@ -142,6 +142,86 @@ static void test_nothing_to_hand_over(void **state)
 	assert_int_equal(harness_delete("n0"), 0);
 }
 
+/* ------- caches ------- */
+
+/* A backend that counts its flushes; a file's cache is the system's, and none of them. */
+static _Atomic unsigned int flushes;
+static _Atomic int flush_status;
+
+static void cached_submit(struct bdev_io *io)
+{
+	if (io->type == BDEV_FLUSH)
+		atomic_fetch_add(&flushes, 1);
+	bdev_io_done_later(io, io->type == BDEV_FLUSH ? flush_status : 0);
+}
+
+static void cached_destroy(struct bdev *bdev)
+{
+	bdev_destroyed(bdev);
+}
+
+static const struct bdev_ops cached_ops = {
+	.module = "cached", .product_name = "Cached disk", .own_cache = true,
+	.submit = cached_submit, .destroy = cached_destroy,
+};
+
+static void cached_register(struct bdev *bdev, const char *name, bool write_cache)
+{
+	char reason[BDEV_REASON_MAX];
+
+	*bdev = (struct bdev){ .ops = &cached_ops, .block_size = 512, .physical_block_size = 512,
+			       .supported = (1u << BDEV_IO_TYPES) - 1,
+			       .write_cache = write_cache };
+	atomic_store(&bdev->size, MIB);
+	assert_int_equal(bdev_register(bdev, name, NULL, NULL, reason), 0);
+}
+
+static int flush(struct harness_result *hr)
+{
+	bdev_handover_flush(harness_result_init(hr));
+	return harness_result(hr);
+}
+
+static void test_flush(void **state)
+{
+	struct bdev_fault_opts fault = { .kind = BDEV_FAULT_ERROR, .base = "c1" };
+	static struct bdev c0, c1, c2;
+	struct harness_result hr;
+
+	(void)state;
+	assert_int_equal(flush(&hr), 0);
+	assert_int_equal(create("f0", harness_file("img", MIB), &hr), 0);
+	cached_register(&c0, "c0", true);
+	cached_register(&c1, "c1", true);
+	cached_register(&c2, "c2", false);
+	bdev_fault_create(&fault, harness_result_init(&hr));
+	assert_int_equal(harness_result(&hr), 0);
+	assert_int_equal(flush(&hr), 0);
+	assert_int_equal(flushes, 2);	/* c0, and c1 below its claimer */
+	assert_true(c1.claimed);
+	atomic_store(&flush_status, -EIO);
+	assert_int_equal(flush(&hr), -EIO);
+	assert_non_null(strstr(hr.res.reason, "c0: cannot be flushed"));
+	atomic_store(&flush_status, 0);
+	for (unsigned int n = 1;; n++) {
+		int rc;
+
+		harness_fail_alloc(n);
+		rc = flush(&hr);
+		if (!harness_fail_reached())
+			break;
+		assert_int_equal(rc, -ENOMEM);
+		assert_true(n < 50);
+	}
+	harness_fail_alloc(0);
+	assert_int_equal(harness_delete("EE_c1"), 0);
+	assert_int_equal(harness_delete("c0"), 0);
+	assert_int_equal(harness_delete("c1"), 0);
+	assert_int_equal(harness_delete("c2"), 0);
+	assert_int_equal(harness_delete("f0"), 0);
+	unlink(harness_path("img"));
+}
+
 /* ------- malloc ------- */
 
 static void malloc_survives(void)
@@ -438,6 +518,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_offers, end),
 		cmocka_unit_test_teardown(test_nothing_to_hand_over, end),
+		cmocka_unit_test_teardown(test_flush, end),
 		cmocka_unit_test_teardown(test_memory, end),
 		cmocka_unit_test_teardown(test_memory_normal_pages, end),
 		cmocka_unit_test_teardown(test_memory_refusals, end),
