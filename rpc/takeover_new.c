@@ -100,6 +100,7 @@ static void frozen(struct job *job)
 		fail(rc, "starting");
 		return;
 	}
+	bdev_handover_end();
 	vhost_thaw();
 	takeover_batch_free(&new.in);
 	close(new.fd);
@@ -171,7 +172,9 @@ static void look(struct control_timer *t)
 			control_timer_start(t, TICK_MS);
 		return;
 	}
-	rc = import_sessions();
+	rc = bdev_adopt_clear() == 0 ? 0 : -EPROTO;
+	if (rc == 0)
+		rc = import_sessions();
 	if (rc == 0)
 		rc = take_rpc();
 	takeover_batch_free(&new.in);
@@ -295,6 +298,10 @@ static void begin_run(struct job *job)
 	if (n == 1 && text[0] == '{') {
 		n = recv(new.fd, new.why, sizeof(new.why) - 1, 0);
 		new.why[MAX(n, (ssize_t)0)] = '\0';
+		new.why[strcspn(new.why, "\n")] = '\0';
+		/* It knows, and takes no records here. */
+		close(new.fd);
+		new.fd = -1;
 		new.status = -ECONNREFUSED;
 		return;
 	}

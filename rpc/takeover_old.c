@@ -37,6 +37,8 @@ static struct {
 	uint64_t stopped_ns;	/* when the rings were told to stop */
 	struct takeover_batch out, in;
 	struct job job;
+	struct bdev_result flushed;
+	bool flushing;
 	int timeout_ms;
 	int status;
 	void (*leave)(void);
@@ -66,6 +68,7 @@ CONTROL_ONLY static void give_up(const char *step, const char *why)
 {
 	log_error("takeover: %s: %s; going on as before", step, why);
 	end();
+	bdev_handover_end();
 	vhost_thaw();
 }
 
@@ -143,19 +146,18 @@ static void started(struct job *job)
 	old.leave();
 }
 
-static void quiesce(struct control_timer *t)
+static void flushed(struct bdev_result *res)
 {
-	int rc;
+	int rc = res->status;
 
 	control_assert();
-	if (!vhost_quiesce()) {
-		if (clock_ns() > old.deadline_ns)
-			give_up("stopping the rings", "requests do not end");
-		else
-			control_timer_start(t, TICK_MS);
+	old.flushing = false;
+	control_timer_stop(&old.timer);
+	/* Given up meanwhile. */
+	if (!old.active)
 		return;
-	}
-	rc = vhost_export_positions(takeover_put, &old.out);
+	if (rc == 0)
+		rc = vhost_export_positions(takeover_put, &old.out);
 	if (rc == 0)
 		rc = takeover_put(&old.out, TAKEOVER_END, NULL, 0, NULL, 0);
 	if (rc < 0) {
@@ -163,6 +165,21 @@ static void quiesce(struct control_timer *t)
 		return;
 	}
 	talk(START_MS, started);
+}
+
+static void quiesce(struct control_timer *t)
+{
+	control_assert();
+	if (clock_ns() > old.deadline_ns) {
+		give_up("stopping the rings", "requests do not end");
+		return;
+	}
+	control_timer_start(t, TICK_MS);
+	if (old.flushing || !vhost_quiesce())
+		return;
+	old.flushing = true;
+	old.flushed.fn = flushed;
+	bdev_handover_flush(&old.flushed);
 }
 
 static void prepared(struct job *job)
@@ -269,7 +286,7 @@ static void takeover(struct rpc_call *call) CONTROL_ONLY
 				args->version);
 		return;
 	}
-	if (old.active) {
+	if (old.active || old.flushing) {
 		rpc_reply_errno(call, -EBUSY, "another successor is at it", false);
 		return;
 	}
