@@ -173,8 +173,11 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 			STORE(r->desc[old_free].inflight, 0);
 		return true;
 	}
-	/* Others batch: every request freed since is one that the driver has seen. */
-	for (uint16_t n = 0; i != old_free; n++) {
+	/*
+	 * Others batch: every request freed since, at least one, the driver has seen. It
+	 * is at old_free itself where their list is a ring and was empty.
+	 */
+	for (uint16_t n = 0; n == 0 || i != old_free; n++) {
 		uint16_t last = i < num ? LOAD(r->desc[i].last) : num;
 
 		if (n == num || last >= num)
