@@ -7,7 +7,9 @@
  *   mem.c     guest memory: regions at any guest address over memfd, hugetlbfs or files
  *   client.c  the protocol: one function per message
  *   start.c   connect, whole start-up sequences, stop, reconnect
- *   vq.c      the driver's side of a virtqueue, with raw access to every ring field
+ *   vq.c      the driver's side of a virtqueue, with raw access to every ring field;
+ *             vq_packed.c where it is a packed one
+ *   log.c     the dirty log of a migration
  *   blk.c     virtio-blk requests
  *
  * In short:
@@ -157,6 +159,7 @@ enum fe_style {
 #define FE_O_NO_ENABLE 0x400u		/* fe_start leaves out SET_VRING_ENABLE */
 #define FE_O_STATUS 0x800u		/* take STATUS if offered and walk through the status bits */
 #define FE_O_NO_PROTOCOL_FEATURES 0x1000u	/* a client of before bit 30: rings run at the kick */
+#define FE_O_PACKED 0x2000u		/* packed rings when the device offers them */
 
 struct fe_opts {
 	uint32_t style;			/* enum fe_style */
@@ -181,6 +184,8 @@ struct fe_opts {
 /* ---- virtqueues ---- */
 
 #define FE_SEG_WRITE 1u		/* the device writes this piece */
+#define FE_PACKED_START 0x80008000u	/* the base of a packed ring never used */
+#define FE_ADDR_LOG 1u			/* a flag of SET_VRING_ADDR */
 
 struct fe_seg {
 	uint64_t gpa;
@@ -209,17 +214,24 @@ struct fe_vq {
 	struct fe *fe;
 	uint16_t index;
 	uint16_t size;		/* a power of two unless a test says otherwise */
-	uint16_t avail_idx;	/* what we wrote last */
+	uint16_t avail_idx;	/* what we wrote last; packed: the next place to write */
 	uint16_t kicked_idx;	/* avail_idx at the last kick decision */
-	uint16_t last_used;
-	uint16_t free_head;
-	uint16_t num_free;
+	uint16_t last_used;	/* packed: the next place to look at */
+	uint16_t free_head;	/* packed: of the free buffer ids */
+	uint16_t num_free;	/* descriptors */
 	uint16_t in_flight;
-	uint16_t base;		/* the avail index to start from: the last GET_VRING_BASE */
+	uint32_t base;		/* where to start from: the last GET_VRING_BASE */
 	bool event_idx;
 	bool indirect;
 	bool started;		/* KICK was sent and GET_VRING_BASE was not */
 	bool enabled;
+	bool log;		/* SET_VRING_ADDR asks for its writes to be logged */
+	/* Packed rings. */
+	bool packed;
+	bool avail_wrap, used_wrap;
+	bool held;		/* descriptors are written but for the flags of the first */
+	uint16_t held_at, held_flags;
+	uint16_t added;		/* descriptors since the last kick decision */
 	struct vring_desc *desc;
 	struct vring_avail *avail;
 	struct vring_used *used;
@@ -258,6 +270,9 @@ struct fe {
 	uint8_t config[256];
 	int inflight_fd;
 	uint64_t inflight_size, inflight_offset;
+	int log_fd;
+	uint64_t log_size;	/* bytes; 0: none */
+	uint8_t *log;
 	char path[108];
 };
 
@@ -279,7 +294,8 @@ int fe_start_negotiate(struct fe *fe);	/* its first half: up to the features */
 int fe_start_rings(struct fe *fe);	/* its second: memory, rings, enable */
 /* As QEMU stops a device: ENABLE 0 and GET_VRING_BASE for each ring. */
 int fe_stop(struct fe *fe);
-/* Close and open again as QEMU does: bases are the used indices, no GET_CONFIG. */
+/* Close and open again as QEMU does, no GET_CONFIG. The bases are the used indices; of packed rings
+ * nobody knows them then, so it is what they were when the ring was started. */
 int fe_reconnect(struct fe *fe);
 void fe_close(struct fe *fe);	/* the socket only: as if the VM were killed */
 void fe_destroy(struct fe *fe);
@@ -386,8 +402,11 @@ int fe_vq_init(struct fe *fe, struct fe_vq *vq, uint16_t index, uint16_t size);
 void fe_vq_fini(struct fe_vq *vq);
 /* Empty rings, all heads free, as after a device reset. */
 void fe_vq_reset(struct fe_vq *vq);
+/* Packed or split, from an empty ring; nothing when it is that already. */
+void fe_vq_use_packed(struct fe_vq *vq, bool on);
 /* NUM, BASE, ADDR, KICK (and CALL when with_call). */
-int fe_vq_start(struct fe_vq *vq, uint16_t base, bool with_call);
+int fe_vq_start(struct fe_vq *vq, uint32_t base, bool with_call);
+int fe_vq_send_addr(struct fe_vq *vq);	/* SET_VRING_ADDR, as vq->log has it */
 int fe_vq_enable(struct fe_vq *vq, bool on);
 int fe_vq_stop(struct fe_vq *vq, uint32_t *base);	/* GET_VRING_BASE */
 int fe_vq_swap_call(struct fe_vq *vq);			/* a new call eventfd */
@@ -412,6 +431,8 @@ int fe_kick(struct fe_vq *vq, bool force);
 int fe_poll(struct fe_vq *vq, struct fe_completion *out, unsigned int max);
 /* At least one, or -ETIMEDOUT, -EPIPE (connection closed), -EPROTO. */
 int fe_wait(struct fe_vq *vq, struct fe_completion *out, unsigned int max, int timeout_ms);
+/* Before sleeping on the call eventfd. True: there are completions already. */
+bool fe_ask_call(struct fe_vq *vq);
 /* The error eventfd: how often signalled since last asked; 0 none within the time. */
 int fe_vq_error(struct fe_vq *vq, int timeout_ms);
 int fe_vq_call_pending(struct fe_vq *vq, int timeout_ms);	/* the same for the call eventfd */
@@ -427,11 +448,33 @@ uint16_t fe_vq_avail_event(const struct fe_vq *vq);
 uint16_t fe_vq_used_flags(const struct fe_vq *vq);
 uint16_t fe_vq_used_idx(const struct fe_vq *vq);
 void fe_vq_used_elem(const struct fe_vq *vq, uint32_t pos, uint32_t *id, uint32_t *len);
+/* The same of a packed ring. Flags are stored last. */
+void fe_vq_set_packed(struct fe_vq *vq, uint32_t pos, uint64_t addr, uint32_t len, uint16_t id,
+		      uint16_t flags);
+void fe_vq_get_packed(const struct fe_vq *vq, uint32_t pos, struct vring_packed_desc *out);
+/* The two flags of a descriptor available in the lap of this wrap counter. */
+uint16_t fe_vq_avail_bits(bool wrap);
+void fe_vq_set_driver_event(struct fe_vq *vq, uint16_t off_wrap, uint16_t flags);
+uint32_t fe_vq_device_event(const struct fe_vq *vq);	/* flags << 16 | off_wrap */
 /* Make a chain built with fe_vq_set_desc available: next avail entry, index, kick. */
 int fe_vq_push_head(struct fe_vq *vq, uint16_t head, uint64_t status_gpa, uint32_t how);
 /* One entry of an indirect table anywhere in guest memory. */
 int fe_write_desc(struct fe *fe, uint64_t gpa, uint64_t addr, uint32_t len, uint16_t flags,
 		  uint16_t next);
+
+/* ---- the dirty log (log.c) ---- */
+
+/* As QEMU begins a migration: a log over all of guest memory, SET_LOG_BASE, then LOG_ALL, then
+ * SET_VRING_ADDR with the log flag for each ring. Rings may be running. */
+int fe_log_start(struct fe *fe);
+int fe_log_stop(struct fe *fe);		/* LOG_ALL and the flags off again; the log stays */
+/* Parts of that: the memory alone, of `size` bytes (0: enough), and the messages alone. */
+int fe_log_create(struct fe *fe, uint64_t size);
+int fe_log_send_base(struct fe *fe);
+int fe_log_set(struct fe *fe, bool on, bool rings);
+/* Move log_size bytes of bits out, each word atomically: what is set meanwhile is not lost. */
+void fe_log_take(struct fe *fe, uint8_t *out);
+void fe_log_destroy(struct fe *fe);
 
 /* ---- virtio-blk (blk.c) ---- */
 

@@ -93,7 +93,7 @@ struct fe *fe_create(const struct fe_opts *opts, int *err)
 	if (!fe)
 		goto fail;
 	fe->opts = *opts;
-	fe->sock = fe->backend_sock = fe->inflight_fd = -1;
+	fe->sock = fe->backend_sock = fe->inflight_fd = fe->log_fd = -1;
 	fe->regions = calloc(FE_MAX_REGIONS, sizeof(*fe->regions));
 	if (!fe->regions)
 		goto fail;
@@ -189,6 +189,7 @@ void fe_destroy(struct fe *fe)
 	for (uint16_t i = 0; i < fe->num_vqs; i++)
 		fe_vq_fini(&fe->vqs[i]);
 	free(fe->vqs);
+	fe_log_destroy(fe);
 	if (fe->regions)
 		fe_mem_destroy(fe);
 	free(fe->regions);
@@ -215,12 +216,15 @@ static void choose_features(struct fe *fe)
 		take |= FE_BIT(FE_F_INDIRECT);
 	if (o->flags & FE_O_EVENT_IDX)
 		take |= FE_BIT(FE_F_EVENT_IDX);
+	if (o->flags & FE_O_PACKED)
+		take |= FE_BIT(FE_F_RING_PACKED);
 	if (!(o->flags & FE_O_NO_PROTOCOL_FEATURES))
 		take |= FE_BIT(FE_F_PROTOCOL_FEATURES);
 	fe->features = (fe->offered & take & ~o->features_off) | o->features_force;
 	for (uint16_t i = 0; i < fe->num_vqs; i++) {
 		fe->vqs[i].event_idx = fe->features & FE_BIT(FE_F_EVENT_IDX);
 		fe->vqs[i].indirect = fe->features & FE_BIT(FE_F_INDIRECT);
+		fe_vq_use_packed(&fe->vqs[i], fe->features & FE_BIT(FE_F_RING_PACKED));
 	}
 }
 
@@ -417,7 +421,9 @@ int fe_reconnect(struct fe *fe)
 	memcpy(path, fe->path, sizeof(path));
 	fe_close(fe);
 	TRY(fe_open(fe, path));
-	for (uint16_t i = 0; i < fe->num_vqs; i++)
-		fe->vqs[i].base = fe_vq_used_idx(&fe->vqs[i]);
+	for (uint16_t i = 0; i < fe->num_vqs; i++) {
+		if (!fe->vqs[i].packed)
+			fe->vqs[i].base = fe_vq_used_idx(&fe->vqs[i]);
+	}
 	return fe_start(fe);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The driver's side of a virtqueue (split rings).
+ * The driver's side of a virtqueue: split rings, and what is common with packed ones.
  *
  * The rings live in guest memory; everything the driver must be able to trust (the free list, how
  * many descriptors a head owns, where its status byte is) lives in struct fe_vq, so a back end
@@ -12,8 +12,9 @@
  * between asking for a call and looking once more at used->idx, stands a full fence: each side
  * writes its own word and then reads the other's, so one of them must see the other.
  *
- * Layers above (blk.c) use fe_submit_chain, fe_publish, fe_kick, fe_poll and fe_wait only; packed
- * rings can come in behind those five. The fe_vq_set_* functions are the split ring itself.
+ * Layers above (blk.c) use fe_submit_chain, fe_publish, fe_kick, fe_poll, fe_wait and fe_ask_call
+ * only: behind those, vq_packed.c does its part. The fe_vq_set_* functions are the split ring
+ * itself.
  */
 #include <errno.h>
 #include <poll.h>
@@ -23,7 +24,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "frontend.h"
+#include "vq.h"
 
 #define SLOT_BYTES 64u
 #define NO_DESC 0xffffu
@@ -133,12 +134,33 @@ void fe_vq_reset(struct fe_vq *vq)
 	vq->next_free[vq->size - 1] = NO_DESC;
 	vq->free_head = 0;
 	vq->num_free = vq->size;
-	vq->avail_idx = vq->kicked_idx = vq->last_used = vq->in_flight = vq->base = 0;
+	vq->avail_idx = vq->kicked_idx = vq->last_used = vq->in_flight = 0;
+	vq->base = 0;
+	if (vq->packed)
+		fe_packed_reset(vq);
+}
+
+void fe_vq_use_packed(struct fe_vq *vq, bool on)
+{
+	/* Only a change: a reconnect finds the ring as the old back end left it. */
+	if (vq->packed == on)
+		return;
+	vq->packed = on;
+	fe_vq_reset(vq);
 }
 
 /* ---- messages for one ring ---- */
 
-int fe_vq_start(struct fe_vq *vq, uint16_t base, bool with_call)
+int fe_vq_send_addr(struct fe_vq *vq)
+{
+	struct fe *fe = vq->fe;
+
+	return fe_set_vring_addr(fe, vq->index, vq->log ? FE_ADDR_LOG : 0,
+				 fe_gpa_to_uva(fe, vq->desc_gpa), fe_gpa_to_uva(fe, vq->used_gpa),
+				 fe_gpa_to_uva(fe, vq->avail_gpa), vq->used_gpa);
+}
+
+int fe_vq_start(struct fe_vq *vq, uint32_t base, bool with_call)
 {
 	struct fe *fe = vq->fe;
 	bool no_kick = fe->opts.flags & FE_O_NO_KICK_FD;
@@ -149,9 +171,7 @@ int fe_vq_start(struct fe_vq *vq, uint16_t base, bool with_call)
 	if (rc == 0)
 		rc = fe_set_vring_base(fe, vq->index, base);
 	if (rc == 0)
-		rc = fe_set_vring_addr(fe, vq->index, 0, fe_gpa_to_uva(fe, vq->desc_gpa),
-				       fe_gpa_to_uva(fe, vq->used_gpa),
-				       fe_gpa_to_uva(fe, vq->avail_gpa), vq->used_gpa);
+		rc = fe_vq_send_addr(vq);
 	if (rc == 0)
 		rc = fe_set_vring_fd(fe, FE_SET_VRING_KICK, vq->index, no_kick ? -1 : vq->kick_fd);
 	if (rc == 0 && with_call)
@@ -178,7 +198,7 @@ int fe_vq_stop(struct fe_vq *vq, uint32_t *base)
 
 	if (rc == 0) {
 		vq->started = false;
-		vq->base = (uint16_t)*base;
+		vq->base = *base;
 	}
 	return rc;
 }
@@ -279,6 +299,10 @@ int fe_write_desc(struct fe *fe, uint64_t gpa, uint64_t addr, uint32_t len, uint
 
 void fe_publish(struct fe_vq *vq)
 {
+	if (vq->packed) {
+		fe_packed_publish(vq);
+		return;
+	}
 	__atomic_store_n(&vq->avail->idx, vq->avail_idx, __ATOMIC_RELEASE);
 }
 
@@ -290,7 +314,9 @@ int fe_kick(struct fe_vq *vq, bool force)
 
 	fe_fence();
 	vq->kicked_idx = vq->avail_idx;
-	if (vq->event_idx)
+	if (vq->packed)
+		wanted = fe_packed_wants_kick(vq);
+	else if (vq->event_idx)
 		wanted = vring_need_event(fe_vq_avail_event(vq), vq->avail_idx, old);
 	else
 		wanted = !(fe_vq_used_flags(vq) & VRING_USED_F_NO_NOTIFY);
@@ -302,8 +328,10 @@ int fe_kick(struct fe_vq *vq, bool force)
 
 static void make_available(struct fe_vq *vq, uint16_t head, uint32_t how)
 {
-	vq->avail->ring[vq->avail_idx % vq->size] = head;
-	vq->avail_idx++;
+	if (!vq->packed) {
+		vq->avail->ring[vq->avail_idx % vq->size] = head;
+		vq->avail_idx++;
+	}
 	vq->in_flight++;
 	if (how & FE_HOW_NO_PUBLISH)
 		return;
@@ -328,7 +356,7 @@ int fe_vq_push_head(struct fe_vq *vq, uint16_t head, uint64_t status_gpa, uint32
 	return head;
 }
 
-static uint64_t table_for(struct fe_vq *vq, struct fe_slot *slot, unsigned int num)
+uint64_t fe_vq_table(struct fe_vq *vq, struct fe_slot *slot, unsigned int num)
 {
 	if (slot->table_cap < num) {
 		uint32_t cap = num < 8 ? 8 : num;
@@ -348,7 +376,7 @@ static int write_indirect(struct fe_vq *vq, uint16_t head, const struct fe_seg *
 	struct fe_slot *slot = &vq->slots[head];
 
 	if (table_gpa == FE_NO_GPA)
-		table_gpa = table_for(vq, slot, num);
+		table_gpa = fe_vq_table(vq, slot, num);
 	if (table_gpa == FE_NO_GPA)
 		return -ENOSPC;
 	for (unsigned int i = 0; i < num; i++) {
@@ -400,6 +428,10 @@ static void give_back(struct fe_vq *vq, uint16_t head)
 	struct fe_slot *slot = &vq->slots[head];
 	uint16_t d = head;
 
+	if (vq->packed) {
+		fe_packed_give_back(vq, head);
+		return;
+	}
 	slot->busy = false;
 	vq->in_flight--;
 	if (slot->num_desc == 0)
@@ -417,20 +449,22 @@ int fe_submit_chain(struct fe_vq *vq, const struct fe_seg *segs, unsigned int nu
 	bool indirect = (how & FE_HOW_INDIRECT) || (vq->indirect && !(how & FE_HOW_DIRECT));
 	uint16_t head = vq->free_head;
 	uint8_t poison = 0xff;
+	int rc = 0;
 
 	if (num == 0)
 		return -EINVAL;
 	if (vq->num_free < (indirect ? 1u : num))
 		return -ENOSPC;
-	if (indirect) {
-		int rc = write_indirect(vq, head, segs, num, table_gpa);
-
-		if (rc < 0)
-			return rc;
-	} else {
+	if (vq->packed)
+		rc = fe_packed_add(vq, head, segs, num, indirect, table_gpa);
+	else if (indirect)
+		rc = write_indirect(vq, head, segs, num, table_gpa);
+	else
 		write_direct(vq, head, segs, num);
-	}
-	take_free(vq, vq->slots[head].num_desc);
+	if (rc < 0)
+		return rc;
+	if (!vq->packed)
+		take_free(vq, vq->slots[head].num_desc);
 	vq->slots[head].busy = true;
 	vq->slots[head].cookie = cookie;
 	vq->slots[head].status_gpa = status_gpa;
@@ -448,7 +482,10 @@ static int reap_one(struct fe_vq *vq, struct fe_completion *out)
 	uint32_t id, len;
 	uint8_t status;
 
-	fe_vq_used_elem(vq, vq->last_used, &id, &len);
+	if (vq->packed)
+		fe_packed_look(vq, &id, &len);
+	else
+		fe_vq_used_elem(vq, vq->last_used, &id, &len);
 	if (id >= vq->size || !vq->slots[id].busy)
 		return -EPROTO;
 	slot = &vq->slots[id];
@@ -459,19 +496,29 @@ static int reap_one(struct fe_vq *vq, struct fe_completion *out)
 	if (slot->status_gpa != FE_NO_GPA &&
 	    fe_mem_read(vq->fe, slot->status_gpa, &status, 1) == 0)
 		out->status = status;
-	vq->last_used++;
+	if (vq->packed)
+		fe_packed_seen(vq, slot->num_desc);
+	else
+		vq->last_used++;
 	give_back(vq, (uint16_t)id);
 	return 0;
 }
 
+/* How many completions there are; of a packed ring, whether there is one. */
+static uint16_t ready(const struct fe_vq *vq)
+{
+	if (vq->packed)
+		return fe_packed_ready(vq);
+	return (uint16_t)(fe_vq_used_idx(vq) - vq->last_used);
+}
+
 int fe_poll(struct fe_vq *vq, struct fe_completion *out, unsigned int max)
 {
-	uint16_t ready = (uint16_t)(fe_vq_used_idx(vq) - vq->last_used);
 	unsigned int n = 0;
 
-	if (ready > vq->in_flight)
+	if (ready(vq) > vq->in_flight)
 		return -EPROTO;
-	while (n < ready && n < max) {
+	while (n < max && ready(vq)) {
 		int rc = reap_one(vq, &out[n]);
 
 		if (rc < 0)
@@ -507,6 +554,16 @@ static int nap(struct fe_vq *vq, int ms)
 	return (pfd[1].revents & (POLLHUP | POLLERR)) ? -EPIPE : 0;
 }
 
+bool fe_ask_call(struct fe_vq *vq)
+{
+	if (vq->packed)
+		fe_packed_ask_call(vq);
+	else if (vq->event_idx)
+		fe_vq_set_used_event(vq, vq->last_used);
+	fe_fence();
+	return ready(vq) > 0;
+}
+
 int fe_wait(struct fe_vq *vq, struct fe_completion *out, unsigned int max, int timeout_ms)
 {
 	uint64_t start = fe_now_ns();
@@ -526,12 +583,8 @@ int fe_wait(struct fe_vq *vq, struct fe_completion *out, unsigned int max, int t
 			return -ETIMEDOUT;
 		if (spent < SPIN_NS)
 			continue;
-		if (vq->event_idx) {
-			fe_vq_set_used_event(vq, vq->last_used);
-			fe_fence();
-			if (fe_vq_used_idx(vq) != vq->last_used)
-				continue;
-		}
+		if (fe_ask_call(vq))
+			continue;
 		gone = nap(vq, (int)((limit - spent + 999999u) / 1000000u));
 	}
 }

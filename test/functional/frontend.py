@@ -16,12 +16,14 @@ must not outlive the Frontend.
 import ctypes as C
 import errno
 import os
+import re
 import struct
 from collections import namedtuple
 
-_REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import feabi as abi
+from feabi import MAX_FDS, lib, library_path    # noqa: F401
+
 NO_GPA = (1 << 64) - 1
-MAX_FDS = 253
 
 # Messages.
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5
@@ -50,8 +52,10 @@ T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES, T_SECURE_ERASE = 0, 1
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 UNMAP = 1   # a flag of a WRITE_ZEROES range
 
-# Descriptor flags, and how to submit.
-DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4
+# Descriptor flags, event suppression of packed rings, and how to submit.
+DESC_NEXT, DESC_WRITE, DESC_INDIRECT, DESC_AVAIL, DESC_USED = 1, 2, 4, 0x80, 0x8000
+EVENT_ENABLE, EVENT_DISABLE, EVENT_DESC = 0, 1, 2
+PACKED_START = 0x80008000   # the base of a packed ring never used
 HOW_DIRECT, HOW_INDIRECT, HOW_NO_PUBLISH, HOW_NO_KICK = 1, 2, 4, 8
 HOW_HDR_PIECES, HOW_STATUS_TAIL, HOW_HDR_JOINED = 0x10, 0x20, 0x40
 
@@ -61,6 +65,7 @@ FLAGS = {
     "indirect": 0x1, "event_idx": 0x2, "legacy": 0x4, "mem_table": 0x8, "no_kick_fd": 0x10,
     "no_call_fd": 0x20, "no_backend_channel": 0x40, "no_inflight": 0x80, "no_start": 0x100,
     "pf_need_reply": 0x200, "no_enable": 0x400, "status": 0x800, "no_protocol_features": 0x1000,
+    "packed": 0x2000,
 }
 
 Completion = namedtuple("Completion", "head len cookie status")
@@ -73,181 +78,6 @@ class BlkError(Exception):
     def __init__(self, status):
         super().__init__("virtio-blk status %d" % status)
         self.status = status
-
-
-class _Opts(C.Structure):
-    _fields_ = [
-        ("style", C.c_uint32), ("flags", C.c_uint32), ("num_queues", C.c_uint16),
-        ("queue_size", C.c_uint16), ("timeout_ms", C.c_uint32), ("config_size", C.c_uint32),
-        ("seg_size", C.c_uint32), ("features_off", C.c_uint64), ("features_force", C.c_uint64),
-        ("protocol_off", C.c_uint64), ("mem_size", C.c_uint64), ("backing", C.c_int32),
-        ("ring_region", C.c_int32), ("data_region", C.c_int32), ("num_regions", C.c_uint32),
-        ("dir", C.c_char_p), ("regions", C.c_void_p)]
-
-
-class _RegionSpec(C.Structure):
-    _fields_ = [
-        ("gpa", C.c_uint64), ("size", C.c_uint64), ("mmap_offset", C.c_uint64),
-        ("uva", C.c_uint64), ("dir", C.c_char_p), ("backing", C.c_int32), ("share", C.c_int32)]
-
-
-class _Region(C.Structure):
-    _fields_ = [
-        ("gpa", C.c_uint64), ("size", C.c_uint64), ("mmap_offset", C.c_uint64),
-        ("uva", C.c_uint64), ("host", C.c_void_p), ("map", C.c_void_p), ("map_len", C.c_size_t),
-        ("next", C.c_uint64), ("fd", C.c_int), ("gone", C.c_bool)]
-
-
-class _Seg(C.Structure):
-    _fields_ = [("gpa", C.c_uint64), ("len", C.c_uint32), ("flags", C.c_uint32)]
-
-
-class _Completion(C.Structure):
-    _fields_ = [("head", C.c_uint32), ("len", C.c_uint32), ("cookie", C.c_uint64),
-                ("status", C.c_int32), ("pad", C.c_uint32)]
-
-
-class _Vq(C.Structure):
-    _fields_ = [
-        ("fe", C.c_void_p), ("index", C.c_uint16), ("size", C.c_uint16),
-        ("avail_idx", C.c_uint16), ("kicked_idx", C.c_uint16), ("last_used", C.c_uint16),
-        ("free_head", C.c_uint16), ("num_free", C.c_uint16), ("in_flight", C.c_uint16),
-        ("base", C.c_uint16), ("event_idx", C.c_bool), ("indirect", C.c_bool),
-        ("started", C.c_bool), ("enabled", C.c_bool), ("desc", C.c_void_p),
-        ("avail", C.c_void_p), ("used", C.c_void_p), ("desc_gpa", C.c_uint64),
-        ("avail_gpa", C.c_uint64), ("used_gpa", C.c_uint64), ("scratch_gpa", C.c_uint64),
-        ("scratch", C.c_void_p), ("next_free", C.c_void_p), ("slots", C.c_void_p),
-        ("kick_fd", C.c_int), ("call_fd", C.c_int), ("err_fd", C.c_int), ("kicks", C.c_uint64),
-        ("calls", C.c_uint64), ("bounce_gpa", C.c_uint64), ("bounce_len", C.c_uint64)]
-
-
-class _Msg(C.Structure):
-    _fields_ = [
-        ("request", C.c_uint32), ("flags", C.c_uint32), ("size", C.c_uint32),
-        ("num_fds", C.c_uint32), ("fds", C.c_int * MAX_FDS), ("payload", C.c_uint8 * 4096)]
-
-
-class _Fe(C.Structure):
-    _fields_ = [
-        ("opts", _Opts), ("sock", C.c_int), ("backend_sock", C.c_int), ("offered", C.c_uint64),
-        ("features", C.c_uint64), ("offered_protocol", C.c_uint64), ("protocol", C.c_uint64),
-        ("max_queues", C.c_uint64), ("max_mem_slots", C.c_uint64),
-        ("config_changes", C.c_uint64), ("backend_messages", C.c_uint64),
-        ("regions", C.POINTER(_Region)), ("num_regions", C.c_uint32), ("memory_sent", C.c_bool),
-        ("vqs", C.POINTER(_Vq)), ("num_vqs", C.c_uint16), ("config_len", C.c_uint32),
-        ("config", C.c_uint8 * 256), ("inflight_fd", C.c_int), ("inflight_size", C.c_uint64),
-        ("inflight_offset", C.c_uint64), ("path", C.c_char * 108)]
-
-
-def library_path():
-    """Where libfrontend.so is: the unsanitized one, whatever the target was built with."""
-    build = os.path.join(_REPO, os.environ.get("BUILD", "build")).rstrip("/")
-    if set(os.path.basename(build).split("-")) & {"address", "undefined", "thread"}:
-        build = os.path.dirname(build)
-    for d in (build, os.path.join(_REPO, "build")):
-        path = os.path.join(d, "test", "libfrontend.so")
-        if os.path.exists(path):
-            return path
-    return os.path.join(build, "test", "libfrontend.so")
-
-
-_P, _V = C.POINTER(_Fe), C.POINTER(_Vq)
-_U16, _U32, _U64, _I, _PTR = C.c_uint16, C.c_uint32, C.c_uint64, C.c_int, C.c_void_p
-_SIGNATURES = {
-    # name: (result, arguments); a result of int is checked for -errno
-    "fe_sizeof": (C.c_size_t, [_U32]),
-    "fe_opts_init": (None, [C.POINTER(_Opts)]),
-    "fe_create": (_P, [C.POINTER(_Opts), C.POINTER(_I)]),
-    "fe_open": (_I, [_P, C.c_char_p]),
-    "fe_adopt": (None, [_P, _I]),
-    "fe_start": (_I, [_P]), "fe_start_negotiate": (_I, [_P]), "fe_start_rings": (_I, [_P]),
-    "fe_stop": (_I, [_P]), "fe_reconnect": (_I, [_P]),
-    "fe_close": (None, [_P]), "fe_destroy": (None, [_P]),
-    "fe_send_bytes": (_I, [_P, _PTR, C.c_size_t, _PTR, _U32]),
-    "fe_send_raw": (_I, [_P, _U32, _U32, _U32, _PTR, C.c_size_t, _PTR, _U32]),
-    "fe_send": (_I, [_P, _U32, _PTR, _U32, _PTR, _U32]),
-    "fe_call": (_I, [_P, _U32, _PTR, _U32, _PTR, _U32, C.POINTER(_Msg)]),
-    "fe_recv_msg": (_I, [_P, C.POINTER(_Msg), _I]),
-    "fe_backend_recv": (_I, [_P, C.POINTER(_Msg), _I]),
-    "fe_closed": (_I, [_P, _I]), "fe_quiet": (_I, [_P, _I]),
-    "fe_wait_config_change": (_I, [_P, _U64, _I]),
-    "fe_get_u64": (_I, [_P, _U32, C.POINTER(_U64)]), "fe_set_u64": (_I, [_P, _U32, _U64]),
-    "fe_set_protocol_features": (_I, [_P, _U64]),
-    "fe_set_owner": (_I, [_P]), "fe_reset_owner": (_I, [_P]), "fe_reset_device": (_I, [_P]),
-    "fe_get_config": (_I, [_P, _U32, _U32, _PTR]),
-    "fe_set_config": (_I, [_P, _U32, _U32, _U32, _PTR]),
-    "fe_set_mem_table": (_I, [_P]), "fe_add_mem_reg": (_I, [_P, _U32]),
-    "fe_rem_mem_reg": (_I, [_P, _U32, C.c_bool]),
-    "fe_set_vring_num": (_I, [_P, _U32, _U32]), "fe_set_vring_base": (_I, [_P, _U32, _U32]),
-    "fe_get_vring_base": (_I, [_P, _U32, C.POINTER(_U32)]),
-    "fe_set_vring_addr": (_I, [_P, _U32, _U32, _U64, _U64, _U64, _U64]),
-    "fe_set_vring_enable": (_I, [_P, _U32, _U32]),
-    "fe_set_vring_fd": (_I, [_P, _U32, _U32, _I]),
-    "fe_set_backend_req_fd": (_I, [_P]),
-    "fe_set_log_base": (_I, [_P, _U64, _U64, _I]), "fe_set_log_fd": (_I, [_P, _I]),
-    "fe_get_inflight_fd": (_I, [_P, _U16, _U16, C.POINTER(_U64), C.POINTER(_U64),
-                                C.POINTER(_I)]),
-    "fe_set_inflight_fd": (_I, [_P, _U64, _U64, _U16, _U16, _I]),
-    "fe_mem_add": (_I, [_P, C.POINTER(_RegionSpec)]), "fe_mem_del": (None, [_P, _U32]),
-    "fe_gpa": (_PTR, [_P, _U64, _U64]), "fe_gpa_to_uva": (_U64, [_P, _U64]),
-    "fe_mem_write": (_I, [_P, _U64, _PTR, _U64]), "fe_mem_read": (_I, [_P, _U64, _PTR, _U64]),
-    "fe_alloc": (_U64, [_P, _I, _U64, _U64]),
-    "fe_mem_mark": (_U64, [_P, _U32]), "fe_mem_release": (None, [_P, _U32, _U64]),
-    "fe_vq_reset": (None, [_V]), "fe_vq_start": (_I, [_V, _U16, C.c_bool]),
-    "fe_vq_enable": (_I, [_V, C.c_bool]), "fe_vq_stop": (_I, [_V, C.POINTER(_U32)]),
-    "fe_vq_swap_call": (_I, [_V]), "fe_vq_swap_kick": (_I, [_V]),
-    "fe_submit_chain": (_I, [_V, C.POINTER(_Seg), _U32, _U64, _U64, _U32, _U64]),
-    "fe_submit": (_I, [_V, _U32, _U64, C.POINTER(_Seg), _U32, _U32, _U64]),
-    "fe_publish": (None, [_V]), "fe_kick": (_I, [_V, C.c_bool]),
-    "fe_poll": (_I, [_V, C.POINTER(_Completion), _U32]),
-    "fe_wait": (_I, [_V, C.POINTER(_Completion), _U32, _I]),
-    "fe_vq_error": (_I, [_V, _I]), "fe_vq_call_pending": (_I, [_V, _I]),
-    "fe_vq_set_desc": (None, [_V, _U32, _U64, _U32, _U16, _U16]),
-    "fe_vq_set_avail": (None, [_V, _U32, _U16]), "fe_vq_set_avail_idx": (None, [_V, _U16]),
-    "fe_vq_set_avail_flags": (None, [_V, _U16]), "fe_vq_set_used_event": (None, [_V, _U16]),
-    "fe_vq_avail_event": (_U16, [_V]), "fe_vq_used_flags": (_U16, [_V]),
-    "fe_vq_used_idx": (_U16, [_V]),
-    "fe_vq_used_elem": (None, [_V, _U32, C.POINTER(_U32), C.POINTER(_U32)]),
-    "fe_vq_push_head": (_I, [_V, _U16, _U64, _U32]),
-    "fe_write_desc": (_I, [_P, _U64, _U64, _U32, _U16, _U16]),
-    "fe_request": (_I, [_V, _U32, _U64, _PTR, _U32, _PTR, _U32, _U32, _I]),
-}
-
-
-def _check(rc):
-    if rc < 0:
-        raise OSError(-rc, os.strerror(-rc))
-    return rc
-
-
-class _Library:
-    """The loaded functions; integer results are checked, so -errno raises OSError."""
-
-    def __init__(self, path):
-        dll = C.CDLL(path)
-        for name, (result, args) in _SIGNATURES.items():
-            fn = getattr(dll, name)
-            fn.restype, fn.argtypes = result, args
-            setattr(self, name, self._checked(fn) if result is _I else fn)
-        for which, mirror in enumerate((_Opts, _RegionSpec, _Region, _Vq, _Msg, _Fe)):
-            if self.fe_sizeof(which) != C.sizeof(mirror):
-                raise RuntimeError("%s: frontend.py and frontend.h disagree about %s"
-                                   % (path, mirror.__name__))
-
-    @staticmethod
-    def _checked(fn):
-        return lambda *args: _check(fn(*args))
-
-
-_loaded = None
-
-
-def lib():
-    """The library, loaded at first use so that importing this module never fails."""
-    global _loaded
-    if _loaded is None:
-        _loaded = _Library(library_path())
-    return _loaded
 
 
 def _ms(seconds):
@@ -265,13 +95,13 @@ def _fds(fds):
 
 def _segs(segs):
     """Each (gpa, len) or (gpa, len, write)."""
-    return (_Seg * max(1, len(segs)))(*[
-        _Seg(s[0], s[1], 1 if len(s) > 2 and s[2] else 0) for s in segs])
+    return (abi.Seg * max(1, len(segs)))(*[
+        abi.Seg(s[0], s[1], 1 if len(s) > 2 and s[2] else 0) for s in segs])
 
 
 def region(gpa, size, backing="memfd", mmap_offset=0, dir=None, share=0, uva=0):
     """A guest memory region for Frontend(regions=[...]) and add_region()."""
-    return _RegionSpec(gpa, size, mmap_offset, uva, dir.encode() if dir else None,
+    return abi.RegionSpec(gpa, size, mmap_offset, uva, dir.encode() if dir else None,
                        BACKINGS[backing], share)
 
 
@@ -310,7 +140,7 @@ class Queue:
                                        how, cookie)
 
     def _completions(self, call, *args):
-        out = (_Completion * 256)()
+        out = (abi.Completion * 256)()
         n = call(self.vq, out, 256, *args)
         return [Completion(c.head, c.len, c.cookie, c.status) for c in out[:n]]
 
@@ -350,15 +180,21 @@ class Queue:
 
     # -- messages --
 
-    def start(self, base=0, with_call=True):
+    def start(self, base=None, with_call=True):
+        """From a fresh ring's base unless told another."""
+        if base is None:
+            base = PACKED_START if self.packed else 0
         self._l.fe_vq_start(self.vq, base, with_call)
+
+    def send_addr(self):
+        self._l.fe_vq_send_addr(self.vq)
 
     def enable(self, on=True):
         self._l.fe_vq_enable(self.vq, on)
 
     def stop(self):
         """GET_VRING_BASE. -> the base"""
-        base = _U32()
+        base = abi.U32()
         self._l.fe_vq_stop(self.vq, C.byref(base))
         return base.value
 
@@ -371,7 +207,34 @@ class Queue:
     def swap_kick(self):
         self._l.fe_vq_swap_kick(self.vq)
 
-    # -- raw ring --
+    def ask_call(self):
+        """Before sleeping on call_fd. True: there are completions already."""
+        return self._l.fe_ask_call(self.vq)
+
+    # -- raw packed ring: descriptors as (addr, len, id, flags) --
+
+    def avail_bits(self, wrap=None):
+        """The flags of a descriptor available in this lap."""
+        return self._l.fe_vq_avail_bits(self.avail_wrap if wrap is None else wrap)
+
+    def set_packed(self, pos, addr, length, ident, flags):
+        self._l.fe_vq_set_packed(self.vq, pos, addr, length, ident, flags)
+
+    def get_packed(self, pos):
+        d = abi.PackedDesc()
+        self._l.fe_vq_get_packed(self.vq, pos, C.byref(d))
+        return d.addr, d.len, d.id, d.flags
+
+    def set_driver_event(self, off_wrap, flags):
+        self._l.fe_vq_set_driver_event(self.vq, off_wrap, flags)
+
+    @property
+    def device_event(self):
+        """-> (off_wrap, flags)"""
+        event = self._l.fe_vq_device_event(self.vq)
+        return event & 0xffff, event >> 16
+
+    # -- raw split ring --
 
     def set_desc(self, slot, addr, length, flags=0, next=0):
         self._l.fe_vq_set_desc(self.vq, slot, addr, length, flags, next)
@@ -406,7 +269,7 @@ class Queue:
 
     def used_elem(self, pos):
         """-> (id, len)"""
-        head, length = _U32(), _U32()
+        head, length = abi.U32(), abi.U32()
         self._l.fe_vq_used_elem(self.vq, pos, C.byref(head), C.byref(length))
         return head.value, length.value
 
@@ -426,8 +289,8 @@ class Frontend:
         unknown = set(flags) - set(FLAGS)
         if unknown:
             raise TypeError("unknown option: %s" % ", ".join(sorted(unknown)))
-        specs = (_RegionSpec * max(1, len(regions)))(*regions)
-        o = _Opts(STYLES[style], sum(FLAGS[k] for k, v in flags.items() if v), queues,
+        specs = (abi.RegionSpec * max(1, len(regions)))(*regions)
+        o = abi.Opts(STYLES[style], sum(FLAGS[k] for k, v in flags.items() if v), queues,
                   queue_size, _ms(timeout), config_size, seg_size, features_off, features_force,
                   protocol_off, mem_size, BACKINGS[backing], ring_region, data_region,
                   len(regions), dir.encode() if dir else None,
@@ -436,7 +299,7 @@ class Frontend:
         self._p = self._l.fe_create(C.byref(o), C.byref(err))
         if not self._p:
             self._p = None
-            _check(err.value)
+            abi.check(err.value)
         self.q = [Queue(C.pointer(self.c.vqs[i])) for i in range(self.c.num_vqs)]
 
     @classmethod
@@ -622,13 +485,13 @@ class Frontend:
 
     def recv(self, timeout=5.0):
         """The next message on the socket; its fds are the caller's."""
-        m = _Msg()
+        m = abi.Msg()
         self._l.fe_recv_msg(self._p, C.byref(m), _ms(timeout))
         return self._message(m)
 
     def backend_recv(self, timeout=5.0):
         """The next message of the back end's channel (acknowledged if it asked)."""
-        m = _Msg()
+        m = abi.Msg()
         self._l.fe_backend_recv(self._p, C.byref(m), _ms(timeout))
         return self._message(m)
 
@@ -649,7 +512,7 @@ class Frontend:
 
     def call(self, request, payload=b"", fds=()):
         """A message with an answer of its own. -> Message"""
-        m = _Msg()
+        m = abi.Msg()
         self._l.fe_call(self._p, request, _bytes(payload), len(payload), _fds(fds), len(fds),
                         C.byref(m))
         return self._message(m)
@@ -657,7 +520,7 @@ class Frontend:
     # -- messages: by name --
 
     def get_u64(self, request):
-        value = _U64()
+        value = abi.U64()
         self._l.fe_get_u64(self._p, request, C.byref(value))
         return value.value
 
@@ -721,7 +584,7 @@ class Frontend:
         self._l.fe_set_vring_base(self._p, index, base)
 
     def get_vring_base(self, index):
-        base = _U32()
+        base = abi.U32()
         self._l.fe_get_vring_base(self._p, index, C.byref(base))
         return base.value
 
@@ -745,9 +608,33 @@ class Frontend:
     def set_log_fd(self, fd):
         self._l.fe_set_log_fd(self._p, fd)
 
+    def log_start(self):
+        """As QEMU begins a migration: log memory, SET_LOG_BASE, LOG_ALL, the rings' log flag."""
+        self._l.fe_log_start(self._p)
+
+    def log_stop(self):
+        self._l.fe_log_stop(self._p)
+
+    def log_create(self, size=0):
+        self._l.fe_log_create(self._p, size)
+
+    def log_send_base(self):
+        self._l.fe_log_send_base(self._p)
+
+    def log_set(self, on, rings=True):
+        self._l.fe_log_set(self._p, on, rings)
+
+    def log_take(self):
+        """The numbers of the dirty pages, which are clean afterwards."""
+        buf = C.create_string_buffer(self.c.log_size)
+        self._l.fe_log_take(self._p, buf)
+        # Nearly all of it is zero: let the search skip that.
+        return {8 * m.start() + bit for m in re.finditer(b"[^\0]", buf.raw)
+                for bit in range(8) if m[0][0] >> bit & 1}
+
     def get_inflight_fd(self, queues, size):
         """-> (mmap_size, mmap_offset, fd)"""
-        length, offset, fd = _U64(), _U64(), _I()
+        length, offset, fd = abi.U64(), abi.U64(), abi.I()
         self._l.fe_get_inflight_fd(self._p, queues, size, C.byref(length), C.byref(offset),
                                    C.byref(fd))
         return length.value, offset.value, fd.value

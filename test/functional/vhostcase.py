@@ -67,10 +67,8 @@ def wait_called(q, count, timeout=WAIT):
         done += q.poll()
         if len(done) >= count:
             return done
-        if q.event_idx:
-            q.set_used_event(q.last_used)
-            if q.used_idx != q.last_used:
-                continue
+        if q.ask_call():
+            continue
         left = end - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise AssertionError(f'no call within {timeout} s: {len(done)} of {count}, '
