@@ -35,7 +35,10 @@
 
 #include "../frontend/frontend.h"
 #include "hist.h"
+#include "load.h"
 #include "misc.h"
+#include "packed.h"
+#include "usage.h"
 
 #define IDLE_SPINS 64u
 #define MAX_BATCH 32u
@@ -43,57 +46,6 @@
 #define NUM_PCT 5
 
 static const double percentile[NUM_PCT] = { 50, 90, 99, 99.9, 99.99 };
-
-struct line {			/* one request's header and status: a cache line */
-	struct virtio_blk_outhdr hdr;
-	uint8_t status;
-	uint8_t pad[47];
-};
-
-struct slot {
-	struct line *line;
-	struct vring_desc *data_desc;	/* in the ring or in the indirect table */
-	uint8_t *data;
-	uint64_t block;
-	uint64_t began;
-	uint16_t head;
-	bool write;
-};
-
-struct bench_queue {
-	struct fe_vq *vq;
-	struct slot *slots;
-	uint16_t *slot_of;	/* by head */
-	uint16_t *shadow;	/* what stands in avail->ring */
-	uint16_t mask;
-	uint16_t avail_idx;	/* prepared */
-	uint16_t published;
-	uint16_t kicked;	/* avail index at the last look at the kick suppression */
-	uint16_t last_used;
-	uint16_t event_set;
-	uint16_t in_flight;
-	uint32_t idle;
-	bool look_again;
-};
-
-struct bench {
-	const char *socket;
-	uint32_t qd, bs, queues, write_pct, runtime_ms, seed;
-	uint32_t batch;		/* publish after so many */
-	uint64_t size, max_ios;
-	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
-	int cpu;
-
-	struct fe *fe;
-	struct bench_queue *q;
-	uint64_t blocks, cursor, rng, block_sectors;
-	uint8_t *written;	/* bitmap of blocks with known content */
-	uint64_t ios, read_ios, errors, verify_errors, kicks, issued;
-	uint64_t timed_ios;	/* completed before the clock stopped; the rest only drained */
-	struct hist *hist;	/* latencies in ticks */
-	double ns_per_tick;
-	bool stop, broken;
-};
 
 static volatile sig_atomic_t interrupted;
 
@@ -148,8 +100,6 @@ static void check(struct bench *b, const struct slot *s)
 
 static inline void prepare(struct bench *b, struct bench_queue *q, struct slot *s, uint64_t now)
 {
-	uint16_t pos = q->avail_idx & q->mask;
-
 	if (b->random)
 		s->block = (uint64_t)(((unsigned __int128)next_random(b) * b->blocks) >> 64);
 	else
@@ -159,7 +109,7 @@ static inline void prepare(struct bench *b, struct bench_queue *q, struct slot *
 
 		if (write != s->write) {
 			s->write = write;
-			s->data_desc->flags ^= VRING_DESC_F_WRITE;
+			*s->data_flags ^= VRING_DESC_F_WRITE;
 			s->line->hdr.type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
 		}
 	}
@@ -172,9 +122,11 @@ static inline void prepare(struct bench *b, struct bench_queue *q, struct slot *
 	s->line->hdr.sector = s->block * b->block_sectors;
 	s->line->status = 0xff;
 	s->began = now;
-	if (q->shadow[pos] != s->head) {
-		q->shadow[pos] = s->head;
-		q->vq->avail->ring[pos] = s->head;
+	if (b->packed) {
+		packed_put(q, s);
+	} else if (q->shadow[q->avail_idx & q->mask] != s->head) {
+		q->shadow[q->avail_idx & q->mask] = s->head;
+		q->vq->avail->ring[q->avail_idx & q->mask] = s->head;
 	}
 	q->avail_idx++;
 	q->in_flight++;
@@ -186,7 +138,9 @@ static void look(struct bench *b, struct bench_queue *q)
 	struct fe_vq *vq = q->vq;
 	bool wanted;
 
-	if (vq->event_idx)
+	if (b->packed)
+		wanted = packed_wants_kick(q);
+	else if (vq->event_idx)
 		wanted = vring_need_event(fe_vq_avail_event(vq), q->published, q->kicked);
 	else
 		wanted = !(fe_vq_used_flags(vq) & VRING_USED_F_NO_NOTIFY);
@@ -195,6 +149,7 @@ static void look(struct bench *b, struct bench_queue *q)
 		b->kicks++;
 		q->look_again = false;
 		q->kicked = q->published;
+		q->added = 0;
 	}
 }
 
@@ -203,7 +158,10 @@ static inline void publish(struct bench *b, struct bench_queue *q)
 	if (q->published == q->avail_idx)
 		return;
 	q->published = q->avail_idx;
-	__atomic_store_n(&q->vq->avail->idx, q->published, __ATOMIC_RELEASE);
+	if (b->packed)
+		packed_publish(q);
+	else
+		__atomic_store_n(&q->vq->avail->idx, q->published, __ATOMIC_RELEASE);
 	q->look_again = true;
 	q->idle = 0;
 	look(b, q);
@@ -216,6 +174,7 @@ static void look_slow(struct bench *b, struct bench_queue *q)
 	look(b, q);
 	q->look_again = false;
 	q->kicked = q->published;
+	q->added = 0;
 }
 
 static void count_slow(struct bench *b, struct slot *s)
@@ -241,6 +200,40 @@ static inline void account(struct bench *b, struct slot *s, uint64_t now)
 	b->read_ios += !s->write;
 }
 
+static void idle(struct bench *b, struct bench_queue *q)
+{
+	if (q->look_again && ++q->idle == IDLE_SPINS)
+		look_slow(b, q);
+}
+
+static void poll_packed(struct bench *b, struct bench_queue *q)
+{
+	uint64_t now;
+
+	if (!packed_ready(q)) {
+		idle(b, q);
+		return;
+	}
+	now = ticks();
+	/* Not for ever: other queues and the clock want to be looked at as well. */
+	for (uint32_t i = 0; i < b->qd && packed_ready(q); i++) {
+		struct slot *s = packed_take(q, b->qd);
+
+		if (!s || q->in_flight == 0) {
+			fprintf(stderr, "bench: a used descriptor that was never ours\n");
+			b->broken = true;
+			return;
+		}
+		q->in_flight--;
+		account(b, s, now);
+		if (!b->stop)
+			prepare(b, q, s, now);
+		if ((uint16_t)(q->avail_idx - q->published) >= b->batch)
+			publish(b, q);
+	}
+	publish(b, q);
+}
+
 static void poll_queue(struct bench *b, struct bench_queue *q)
 {
 	const struct vring_used *used = q->vq->used;
@@ -248,8 +241,7 @@ static void poll_queue(struct bench *b, struct bench_queue *q)
 	uint64_t now;
 
 	if (ready == 0) {
-		if (q->look_again && ++q->idle == IDLE_SPINS)
-			look_slow(b, q);
+		idle(b, q);
 		return;
 	}
 	if (ready > q->in_flight) {
@@ -293,7 +285,9 @@ static void poll_queue(struct bench *b, struct bench_queue *q)
 /* Ask for calls, or no longer. */
 static void want_calls(struct bench_queue *q, bool on)
 {
-	if (q->vq->event_idx)
+	if (q->vq->packed)
+		packed_want_calls(q, on);
+	else if (q->vq->event_idx)
 		fe_vq_set_used_event(q->vq, (uint16_t)(q->last_used - !on));
 	else
 		fe_vq_set_avail_flags(q->vq, on ? 0 : VRING_AVAIL_F_NO_INTERRUPT);
@@ -316,7 +310,8 @@ static void wait_for_call(struct bench *b)
 			look_slow(b, q);
 		else
 			fe_fence();
-		ready |= __atomic_load_n(&q->vq->used->idx, __ATOMIC_ACQUIRE) != q->last_used;
+		ready |= b->packed ? packed_ready(q) :
+			 __atomic_load_n(&q->vq->used->idx, __ATOMIC_ACQUIRE) != q->last_used;
 	}
 	if (!ready)
 		poll(fds, b->queues, 100);
@@ -355,7 +350,7 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 
 		for (int n = 0; n < (b->wait ? 1 : 256) && !b->broken; n++) {
 			for (uint32_t i = 0; i < b->queues; i++)
-				poll_queue(b, &b->q[i]);
+				(b->packed ? poll_packed : poll_queue)(b, &b->q[i]);
 			b->stop |= b->issued + b->qd >= max_ios;
 		}
 		if (b->wait && !b->broken && in_flight(b) > 0)
@@ -390,33 +385,39 @@ static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64
 	struct slot *s = &q->slots[i];
 	uint64_t line = lines + i * sizeof(struct line);
 	uint64_t table = FE_NO_GPA, data = fe_alloc(b->fe, 0, b->bs, 4096);
+	const struct fe_seg segs[3] = {
+		{ line, sizeof(s->line->hdr), 0 },
+		{ data, b->bs, b->write_pct > 0 ? 0 : FE_SEG_WRITE },
+		{ line + offsetof(struct line, status), 1, FE_SEG_WRITE },
+	};
 	struct vring_desc *d;
-	uint16_t next;
 
-	s->head = (uint16_t)(b->indirect ? i : i * 3);
-	d = &q->vq->desc[s->head];
-	next = (uint16_t)(s->head + 1);
-	if (b->indirect) {
+	if (b->indirect)
 		table = fe_alloc(b->fe, 0, 64, 64);
-		if (table == FE_NO_GPA)
-			return -ENOSPC;
-		fe_vq_set_desc(q->vq, s->head, table, 48, VRING_DESC_F_INDIRECT, 0);
-		d = fe_gpa(b->fe, table, 48);
-		next = 1;
-	}
+	s->head = (uint16_t)(b->indirect || b->packed ? i : i * 3);
 	s->line = fe_gpa(b->fe, line, sizeof(struct line));
 	s->data = fe_gpa(b->fe, data, b->bs);
-	if (!d || !s->line || !s->data)
+	if (!s->line || !s->data || (b->indirect && table == FE_NO_GPA))
 		return -ENOSPC;
 	s->write = b->write_pct > 0;
-	d[0] = (struct vring_desc){ line, sizeof(s->line->hdr), VRING_DESC_F_NEXT, next };
-	d[1] = (struct vring_desc){ data, b->bs, VRING_DESC_F_NEXT, (uint16_t)(next + 1) };
-	d[1].flags |= s->write ? 0 : VRING_DESC_F_WRITE;
-	d[2] = (struct vring_desc){ line + offsetof(struct line, status), 1, VRING_DESC_F_WRITE, 0 };
-	s->data_desc = &d[1];
 	s->line->hdr.type = s->write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
-	q->slot_of[s->head] = i;
 	memset(s->data, 0xa5, b->bs);
+	q->slot_of[s->head] = i;
+	if (b->packed) {
+		packed_build(s, segs, fe_gpa(b->fe, table, 48), table);
+		return 0;
+	}
+	d = b->indirect ? fe_gpa(b->fe, table, 48) : &q->vq->desc[s->head];
+	if (b->indirect)
+		fe_vq_set_desc(q->vq, s->head, table, 48, VRING_DESC_F_INDIRECT, 0);
+	for (uint16_t k = 0; k < 3; k++)
+		d[k] = (struct vring_desc){
+			segs[k].gpa, segs[k].len,
+			(uint16_t)((k < 2 ? VRING_DESC_F_NEXT : 0) |
+				   (segs[k].flags ? VRING_DESC_F_WRITE : 0)),
+			(uint16_t)(k < 2 ? (b->indirect ? 0 : s->head) + k + 1 : 0),
+		};
+	s->data_flags = &d[1].flags;
 	return 0;
 }
 
@@ -439,6 +440,11 @@ static int build_queue(struct bench *b, uint32_t index)
 
 		if (rc < 0)
 			return rc;
+	}
+	q->wrap = q->used_wrap = true;
+	if (b->packed) {
+		packed_want_calls(q, false);
+		return 0;
 	}
 	fe_vq_set_avail_flags(q->vq, VRING_AVAIL_F_NO_INTERRUPT);
 	if (q->vq->event_idx)
@@ -490,7 +496,8 @@ static int connect_target(struct bench *b)
 	o.style = b->libblkio ? FE_STYLE_LIBBLKIO : FE_STYLE_QEMU;
 	o.num_queues = (uint16_t)b->queues;
 	o.queue_size = (uint16_t)ring;
-	o.flags = (b->indirect ? FE_O_INDIRECT : 0) | (b->event_idx ? FE_O_EVENT_IDX : 0);
+	o.flags = (b->indirect ? FE_O_INDIRECT : 0) | (b->event_idx ? FE_O_EVENT_IDX : 0) |
+		  (b->packed ? FE_O_PACKED : 0) | (b->no_inflight ? FE_O_NO_INFLIGHT : 0);
 	o.backing = b->hugetlb ? FE_MEM_MEMFD_HUGE : FE_MEM_MEMFD;
 	o.mem_size = (uint64_t)b->queues * (b->qd * ((uint64_t)b->bs + 8192) + ring * 128u + 65536);
 	o.mem_size = (o.mem_size + (UINT64_C(2) << 20)) & ~((UINT64_C(2) << 20) - 1);
@@ -503,6 +510,10 @@ static int connect_target(struct bench *b)
 	}
 	if (b->indirect && !(b->fe->features & FE_BIT(FE_F_INDIRECT))) {
 		fprintf(stderr, "bench: the target offers no indirect descriptors\n");
+		return -EOPNOTSUPP;
+	}
+	if (b->packed && !(b->fe->features & FE_BIT(FE_F_RING_PACKED))) {
+		fprintf(stderr, "bench: the target offers no packed rings\n");
 		return -EOPNOTSUPP;
 	}
 	err = set_range(b);
@@ -532,8 +543,8 @@ static void set_slots(struct bench *b, bool write)
 		struct slot *s = &b->q[i / b->qd].slots[i % b->qd];
 
 		s->write = write;
-		s->data_desc->flags &= (uint16_t)~VRING_DESC_F_WRITE;
-		s->data_desc->flags |= write ? 0 : VRING_DESC_F_WRITE;
+		*s->data_flags &= (uint16_t)~VRING_DESC_F_WRITE;
+		*s->data_flags |= write ? 0 : VRING_DESC_F_WRITE;
 		s->line->hdr.type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
 	}
 }
@@ -643,27 +654,6 @@ static int memcpy_limit(struct bench *b)
 
 /* ---- the command line ---- */
 
-static const char usage[] =
-	"bench --socket PATH [options]: load for a vhost-user-blk target\n"
-	"  --qd N          requests in flight per queue (1)\n"
-	"  --bs BYTES      bytes a request, k and m allowed (4k)\n"
-	"  --queues N      queues, all driven by this one thread (1)\n"
-	"  --rw MODE[:PCT] randread, randwrite, read, write, randrw, rw; PCT: writes in a mix (50)\n"
-	"  --runtime S     seconds, fractions allowed (2)\n"
-	"  --ios N         stop after about N requests\n"
-	"  --size BYTES    use only so much of the disk, k, m and g allowed\n"
-	"  --cpu N         pin to this CPU\n"
-	"  --mem KIND      guest memory: memfd or hugetlb (memfd)\n"
-	"  --indirect      indirect descriptors instead of three direct ones\n"
-	"  --event-idx     the event index instead of the flags\n"
-	"  --wait          sleep until the target calls instead of polling\n"
-	"  --verify        write known data, check what is read\n"
-	"  --prefill       first write the whole range once\n"
-	"  --libblkio      libblkio's start sequence instead of QEMU's\n"
-	"  --seed N        of the random numbers\n"
-	"  --json          the result as one JSON object\n"
-	"  --memcpy        no target: plain copies in memory, the limit of a RAM disk\n";
-
 static int set_mode(struct bench *b, const char *mode)
 {
 	const char *colon = strchr(mode, ':');
@@ -688,7 +678,7 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_HELP };
+       O_PACKED, O_NO_INFLIGHT, O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -699,6 +689,7 @@ static const struct option long_options[] = {
 	{ "verify", 0, NULL, O_VERIFY }, { "prefill", 0, NULL, O_PREFILL },
 	{ "libblkio", 0, NULL, O_LIBBLKIO }, { "seed", 1, NULL, O_SEED },
 	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY },
+	{ "packed", 0, NULL, O_PACKED }, { "no-inflight", 0, NULL, O_NO_INFLIGHT },
 	{ "wait", 0, NULL, O_WAIT }, { "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
@@ -724,6 +715,8 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_JSON: b->json = true; break;
 	case O_MEMCPY: *memcpy_only = true; break;
 	case O_WAIT: b->wait = true; break;
+	case O_PACKED: b->packed = true; break;
+	case O_NO_INFLIGHT: b->no_inflight = true; break;
 	case O_RW:
 		if (set_mode(b, arg) == 0)
 			break;
