@@ -467,10 +467,16 @@ struct bdev_channel *bdev_channel_get(struct bdev_desc *desc, struct reactor *r)
 	if (!*slot) {
 		struct bdev_channel *ch = channel_new(bdev, r);
 
-		if (!ch)
+		int rc;
+
+		if (!ch) {
+			errno = ENOMEM;
 			return NULL;
-		if (bdev->ops->channel_prepare && bdev->ops->channel_prepare(ch) < 0) {
+		}
+		rc = bdev->ops->channel_prepare ? bdev->ops->channel_prepare(ch) : 0;
+		if (rc < 0) {
 			free(ch);
+			errno = -rc;
 			return NULL;
 		}
 		*slot = ch;

@@ -159,7 +159,8 @@ void bdev_close(struct bdev_desc *desc) CONTROL_ONLY;
 
 /*
  * The channel of this bdev on r, counted. A message posted to r after this
- * call finds it open. NULL when out of memory. The bdev must stay open.
+ * call finds it open. NULL with errno: ENOMEM; EBUSY: another process uses the
+ * storage just now. The bdev must stay open.
  */
 struct bdev_channel *bdev_channel_get(struct bdev_desc *desc, struct reactor *r) CONTROL_ONLY;
 /* No request of the caller may be in flight. NULL is allowed. */
@@ -317,6 +318,7 @@ struct bdev_file_opts {
 	bool fallocate;		/* SPDK's flag; ours always can; only reported */
 	bool nowait;		/* likewise */
 	bool no_lock;		/* do not take or test the image's OFD locks */
+	bool lock_in_use;	/* take them while a channel is open, for migrations */
 };
 extern const struct bdev_ops bdev_aio_ops, bdev_uring_ops;
 void bdev_file_create(const struct bdev_file_opts *opts, struct bdev_result *res) CONTROL_ONLY;

@@ -295,7 +295,7 @@ static int fault_channel_prepare(struct bdev_channel *ch)
 	control_assert();
 	fc->fb = fault_of(ch->bdev);
 	fc->base = bdev_channel_get(&fc->fb->base, ch->reactor);
-	return fc->base ? 0 : -ENOMEM;
+	return fc->base ? 0 : -errno;
 }
 
 static void fault_channel_unprepare(struct bdev_channel *ch)

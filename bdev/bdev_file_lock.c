@@ -143,7 +143,7 @@ static void process_name(long pid, char name[32])
 
 static int refuse(struct file_bdev *fb, int byte, const struct flock *fl)
 {
-	long pid = fl->l_pid > 0 ? fl->l_pid : find_holder(fb, byte);
+	long pid = fl->l_pid > 0 || fb->quick ? fl->l_pid : find_holder(fb, byte);
 	bool unshared = byte >= UNSHARED_BASE;
 	char who[80], name[32];
 
@@ -244,4 +244,33 @@ void file_unlock(int fd)
 {
 	lock_op(fd, F_OFD_SETLK, F_UNLCK, USED_BASE, PERMS, NULL);
 	lock_op(fd, F_OFD_SETLK, F_UNLCK, UNSHARED_BASE, PERMS, NULL);
+}
+
+int file_channel_prepare(struct bdev_channel *ch)
+{
+	struct file_bdev *fb = file_of(ch->bdev);
+	int rc;
+
+	if (!fb->opts.lock_in_use || fb->opts.no_lock || fb->users++ > 0)
+		return 0;
+	/* A few calls that do not wait; looking through /proc for a holder would. */
+	fb->quick = true;
+	rc = lock_once(fb);
+	fb->quick = false;
+	if (rc < 0)
+		fb->users--;
+	else
+		log_info("%s: in use, locked", fb->bdev.name);
+	return rc;
+}
+
+void file_channel_unprepare(struct bdev_channel *ch)
+{
+	struct file_bdev *fb = file_of(ch->bdev);
+
+	if (!fb->opts.lock_in_use || fb->opts.no_lock || --fb->users > 0)
+		return;
+	if (!bdev_is_shared())
+		file_unlock(fb->fd);
+	log_info("%s: not in use, not locked", fb->bdev.name);
 }

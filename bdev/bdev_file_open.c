@@ -312,7 +312,7 @@ static int open_all(struct file_bdev *fb)
 	rc = adopted ? adopt_fd(fb, &st) : open_fd(fb, &st);
 	if (rc < 0)
 		return rc;
-	if (!adopted && !fb->opts.no_lock) {
+	if (!adopted && !fb->opts.no_lock && !fb->opts.lock_in_use) {
 		rc = file_lock(fb);
 		if (rc < 0)
 			return rc;

@@ -79,6 +79,8 @@ static void put_file(struct json_out *w, const struct bdev *b)
 	}
 	if (o->no_lock)
 		json_put_bool(w, "no_lock", true);
+	if (o->lock_in_use)
+		json_put_bool(w, "lock_in_use", true);
 }
 
 static void put_fault(struct json_out *w, const struct bdev *b)

@@ -212,7 +212,7 @@ static void malloc_delete(struct rpc_call *call) CONTROL_ONLY
 struct file_args {
 	const char *filename, *name, *uuid;
 	uint32_t block_size;
-	bool readonly, fallocate, nowait, no_lock;
+	bool readonly, fallocate, nowait, no_lock, lock_in_use;
 };
 static const struct rpc_param aio_params[] = {
 	RPC_PARAM(struct file_args, name, RPC_REQUIRED),
@@ -223,6 +223,7 @@ static const struct rpc_param aio_params[] = {
 	RPC_PARAM(struct file_args, uuid, RPC_OPTIONAL),
 	RPC_PARAM(struct file_args, nowait, RPC_OPTIONAL),
 	RPC_PARAM(struct file_args, no_lock, RPC_OPTIONAL),
+	RPC_PARAM(struct file_args, lock_in_use, RPC_OPTIONAL),
 };
 static const struct rpc_param uring_params[] = {
 	RPC_PARAM(struct file_args, filename, RPC_REQUIRED),
@@ -231,6 +232,7 @@ static const struct rpc_param uring_params[] = {
 	RPC_PARAM(struct file_args, uuid, RPC_OPTIONAL),
 	RPC_PARAM(struct file_args, readonly, RPC_OPTIONAL),
 	RPC_PARAM(struct file_args, no_lock, RPC_OPTIONAL),
+	RPC_PARAM(struct file_args, lock_in_use, RPC_OPTIONAL),
 };
 
 static void file_create(struct rpc_call *call, enum bdev_file_kind kind) CONTROL_ONLY
@@ -246,6 +248,7 @@ static void file_create(struct rpc_call *call, enum bdev_file_kind kind) CONTROL
 		.fallocate = args->fallocate,
 		.nowait = args->nowait,
 		.no_lock = args->no_lock,
+		.lock_in_use = args->lock_in_use,
 	};
 
 	bdev_file_create(&opts, result(call, done_name));

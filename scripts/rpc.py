@@ -397,13 +397,15 @@ COMMANDS = {
             nargs='?'),
         flag('-r --readonly', 'open read-only'),
         flag('--fallocate', 'discard and write zeroes by fallocate'), UUID,
-        flag('--no-wait', 'ask for non-blocking submission', dest='nowait')], PRINT),
+        flag('--no-wait', 'ask for non-blocking submission', dest='nowait'),
+        flag('--lock-in-use', 'hold the image locks only while guests use it')], PRINT),
     'bdev_aio_rescan': ('look for a new size of the file', [NAME], PRINT),
     'bdev_aio_delete': ('delete an aio bdev; the file stays', [NAME]),
     'bdev_uring_create': ('a file or block device as a disk, by io_uring', [
         pos('filename', 'file or block device'), NAME,
         pos('block_size', 'logical block size in bytes (default: what the file has)', int,
-            nargs='?'), UUID], PRINT),
+            nargs='?'), UUID,
+        flag('--lock-in-use', 'hold the image locks only while guests use it')], PRINT),
     'bdev_uring_rescan': ('look for a new size of the file', [NAME], PRINT),
     'bdev_uring_delete': ('delete a uring bdev; the file stays', [NAME]),
 

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #define BIT(n) (1ull << (n))
+#define RETRY_MS 5
 
 static uint32_t next_vid;
 /* Sessions that close, of all controllers: their requests may still be on their way. */
@@ -189,6 +190,27 @@ static int vvq_inflight(const struct vhost_vq *vvq, struct vq_params *params)
 	return 0;
 }
 
+static void retry(struct control_timer *t)
+{
+	struct vhost_session *s = container_of(t, struct vhost_session, retry);
+
+	control_assert();
+	session_reconcile(s);
+}
+
+/* The source of a migration lets go of the image when its rings have stopped. */
+CONTROL_ONLY static void vvq_wait(struct vhost_vq *vvq)
+{
+	struct vhost_session *s = vvq->session;
+
+	if (!vvq->waits)
+		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until no other "
+			    "process uses %s", s->name, vvq->index, s->controller->desc.bdev->name);
+	vvq->waits = true;
+	s->retry.fn = retry;
+	control_timer_start(&s->retry, RETRY_MS);
+}
+
 CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
@@ -221,6 +243,11 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	rc = vvq_inflight(vvq, &params);
 	if (rc == 0)
 		rc = vq_create(&params, &vvq->vq);
+	if (rc == -EBUSY) {
+		vvq_wait(vvq);
+		return;
+	}
+	vvq->waits = false;
 	if (rc < 0) {
 		vvq->failed = true;
 		log_limited(LOG_ERROR, &s->controller->limit, "%s: virtqueue %u cannot run: %s", s->name,
@@ -286,7 +313,7 @@ CONTROL_ONLY static void vvq_hold(struct vhost_vq *vvq)
 
 CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
 {
-	bool held = vvq->held, run;
+	bool held = vvq->held, waited = vvq->waits, run;
 
 	vvq_hold(vvq);
 	run = vvq_should_run(vvq);
@@ -296,7 +323,7 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
 		if (run) {
 			vvq_start(vvq);
 			/* Its ENABLE has been answered long ago. */
-			if (held && vvq->vq)
+			if ((held || waited) && vvq->vq)
 				session_announce_config(vvq->session);
 		}
 		return;
@@ -339,6 +366,7 @@ CONTROL_ONLY static void session_free(struct vhost_session *s)
 	close_fd(&s->backend_fd);
 	list_del(&s->node);
 	list_del(&s->ending);
+	control_timer_stop(&s->retry);
 	log_info("%s: gone", s->name);
 	free(s);
 	controller_session_gone(c);

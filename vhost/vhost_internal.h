@@ -141,7 +141,7 @@ struct vq_params {
 
 /*
  * Make it; nothing runs yet. -EFAULT, -EINVAL (ring), -EBADMSG (in-flight region),
- * -ENOMEM, -errno.
+ * -EBUSY (another process uses the bdev's storage: try again), -ENOMEM, -errno.
  */
 int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
 /* It has stopped, or never ran. NULL is allowed. */
@@ -206,6 +206,7 @@ struct vhost_vq {
 	bool broken;			/* by its driver, until that resets it */
 	bool failed;			/* could not be made; logged; until something changes */
 	bool held;			/* waits for a session that shares its memory; logged */
+	bool waits;			/* for another process to let go of the storage; logged */
 };
 
 struct vhost_session {
@@ -225,6 +226,7 @@ struct vhost_session {
 	bool tell_config;		/* once its vqs have settled */
 	bool listed;			/* started was logged */
 	bool alive;			/* handed over, and still connected at the end of that */
+	struct control_timer retry;	/* while a vq waits */
 	struct guest_mem *mem;
 	struct guest_mem *log_mem;	/* one region: the dirty log */
 	struct guest_mem *inflight_mem;	/* one region: the in-flight region */

@@ -535,8 +535,10 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	rc = -ENOMEM;
 	if (p->desc && p->desc->bdev) {
 		vq->ch = bdev_channel_get(p->desc, p->reactor);
-		if (!vq->ch)
+		if (!vq->ch) {
+			rc = -errno;
 			goto fail;
+		}
 		vq->write_cache = p->desc->bdev->write_cache;
 	}
 	rc = reqs_create(vq, p->ring.num);

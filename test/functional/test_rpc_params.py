@@ -57,11 +57,12 @@ PARAMETERS = {
     'bdev_malloc_delete': NAME,
     'bdev_aio_create': {
         'name*': S, 'filename*': S, 'block_size': U32, 'readonly': B, 'fallocate': B, 'uuid': S,
-        'nowait': B, 'no_lock': B},
+        'nowait': B, 'no_lock': B, 'lock_in_use': B},
     'bdev_aio_rescan': NAME,
     'bdev_aio_delete': NAME,
     'bdev_uring_create': {
-        'filename*': S, 'name*': S, 'block_size': U32, 'uuid': S, 'readonly': B, 'no_lock': B},
+        'filename*': S, 'name*': S, 'block_size': U32, 'uuid': S, 'readonly': B, 'no_lock': B,
+        'lock_in_use': B},
     'bdev_uring_rescan': NAME,
     'bdev_uring_delete': NAME,
     'bdev_error_create': {'base_name*': S, 'uuid': S},

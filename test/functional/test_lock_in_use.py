@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""lock_in_use: two targets have one image open, and one at a time uses it, as at a migration."""
+import errno
+
+from vhostcase import MIB, VhostCase, WAIT, spindle
+
+
+class InUse(VhostCase):
+    def two(self):
+        image = self.temp_dir() + '/image'
+        with open(image, 'wb') as f:
+            f.truncate(16 * MIB)
+        targets = [self.target(), self.target()]
+        for t in targets:
+            t.rpc('bdev_uring_create', filename=image, name='f0', lock_in_use=True)
+            self.ctrlr(t, 'c0', 'f0')
+        return image, targets
+
+    def waiting(self, t):
+        """A front end whose first read waits for the image."""
+        fe = self.connect(t.path('c0'), queues=2)
+        with self.assertRaises(TimeoutError):
+            fe.read(0, 512, timeout=0.2)
+        t.wait_log('waits until no other process uses f0')
+        return fe
+
+    def test_the_lock_goes_with_the_rings(self):
+        image, (a, b) = self.two()
+        fe = self.connect(a.path('c0'), queues=2)
+        self.check_io(fe, seed=1)
+        other = self.waiting(b)
+        # Anybody else is kept off all the same.
+        self.rpc_fails(self.target(), -errno.EBUSY, 'bdev_uring_create', None, filename=image,
+                       name='x')
+        self.check_io(fe, q=1, sector=64, seed=2)
+        for q in fe.q:
+            q.stop()
+        self.assertEqual(len(other.q[0].wait_all(1, WAIT)), 1)
+        self.check_io(other, q=1, sector=128, seed=3)
+        other.destroy()
+        self.wait_sessions(b, 0)
+        # Nobody uses it now.
+        t = self.target()
+        self.assertEqual(t.rpc('bdev_uring_create', filename=image, name='x'), 'x')
+
+    def test_a_killed_user(self):
+        _, (a, b) = self.two()
+        self.check_io(self.connect(a.path('c0')))
+        other = self.waiting(b)
+        a.kill()
+        self.assertEqual(len(other.q[0].wait_all(1, WAIT)), 1)
+        self.check_io(other, seed=3)
+
+    def test_saved(self):
+        _, (a, _) = self.two()
+        saved = a.rpc('framework_get_config', name='bdev')
+        self.assertEqual([c['params'].get('lock_in_use') for c in saved], [True])
+
+
+if __name__ == '__main__':
+    spindle.run_tests()
