@@ -15,6 +15,9 @@ UART lost interrupts under TCG). A script runs in the guest in the background, s
 may be under way: start() one, run() others, wait() for the first. One thread of the host
 uses a Guest at a time.
 
+A Guest is one QEMU. To migrate, spawn() another with incoming=True and the same memory and
+devices, then guest.migrate_to(it), which takes over the scripts under way.
+
 QEMU dies with us: by close(), at exit, or by the kernel if we are killed.
 """
 
@@ -81,21 +84,27 @@ def free_hugepages():
 
 
 class Disk:
-    """One vhost-user-blk-pci device. props: its QEMU properties, named as QEMU does."""
+    """One vhost-user-blk-pci device. props: its QEMU properties, named as QEMU does.
 
-    def __init__(self, path, queues=1, **props):
+    reconnect: after how many seconds QEMU tries again to connect to a target that went away;
+    None: never.
+    """
+
+    def __init__(self, path, queues=1, reconnect=None, **props):
         self.path = path
         self.queues = queues
+        self.reconnect = reconnect
         self.props = props
 
 
 class Guest:
-    def __init__(self, disks, memory="hugepages", size=512, smp=2, tmp=None):
+    def __init__(self, disks, memory="hugepages", size=512, smp=2, tmp=None, incoming=False):
         self.disks = list(disks)
         self.memory = memory
         self.size = size
         self.smp = smp
         self.tmp = tmp
+        self.incoming = incoming
         self._own_tmp = None
         self._proc = None
         self._serial = self._qmp = None
@@ -145,15 +154,31 @@ class Guest:
                  "-device", "virtserialport,chardev=agent,name=agent",
                  "-qmp", "unix:%s/qmp,server=on,wait=off" % self.tmp]
         for i, disk in enumerate(self.disks):
-            args += ["-chardev", "socket,id=char%d,path=%s" % (i, disk.path)]
+            chardev = "socket,id=char%d,path=%s" % (i, disk.path)
+            if disk.reconnect is not None:
+                chardev += ",reconnect=%d" % disk.reconnect
+            args += ["-chardev", chardev]
             device = "vhost-user-blk-pci,id=disk%d,chardev=char%d,num-queues=%d" % (
                 i, i, disk.queues)
             for key, value in disk.props.items():
                 device += ",%s=%s" % (key, value)
             args += ["-device", device]
+        if self.incoming:
+            args += ["-incoming", "unix:%s/incoming" % self.tmp]
         return args
 
     def boot(self, timeout=60):
+        self.spawn()
+        try:
+            self.wait_ready(timeout)
+        except BaseException:
+            self.close()
+            raise
+        self.boot_seconds = time.monotonic() - self._began
+        return self
+
+    def spawn(self):
+        """Start QEMU; the guest need not be up yet when this returns."""
         if self.tmp is None:
             self.tmp = self._own_tmp = tempfile.mkdtemp(prefix="guest.", dir="/tmp")
         args = self.argv()
@@ -164,7 +189,7 @@ class Guest:
             if os.getppid() != parent:
                 os._exit(1)
 
-        began = time.monotonic()
+        self._began = time.monotonic()
         atexit.register(self.close)
         try:
             with open(self.tmp + "/qemu.log", "wb") as log:
@@ -173,11 +198,9 @@ class Guest:
             self._qmp = self._connect("qmp")
             self._serial = self._connect("agent")
             self._qmp_handshake()
-            self.wait_ready(timeout)
         except BaseException:
             self.close()
             raise
-        self.boot_seconds = time.monotonic() - began
         return self
 
     def wait_ready(self, timeout=60):
@@ -273,6 +296,12 @@ class Guest:
             raise GuestError("QMP %s: %s" % (command, answer["error"]["desc"]))
         return answer["return"]
 
+    def _has_event(self, name):
+        """Was there such an event? Takes what QMP has to say, but does not wait."""
+        while b"\n" in self._qmp_in or select.select([self._qmp], [], [], 0)[0]:
+            self._qmp_wait(lambda m: True, 5, "an event")
+        return any(event["event"] == name for event in self.events)
+
     def wait_event(self, name, timeout=30):
         """The oldest event of this name not yet taken, waited for where needed."""
         for i, event in enumerate(self.events):
@@ -288,6 +317,45 @@ class Guest:
         self._answers.clear()
         self.qmp("system_reset")
         self.wait_ready(timeout)
+
+    # ---- migration ------------------------------------------------------------------
+
+    def migrate_to(self, to, timeout=60, **parameters):
+        """Live migration to a QEMU that waits for it; query-migrate's last answer.
+
+        The scripts under way are now those of `to`, and so is `watch`; this Guest is closed.
+        parameters: those of migrate-set-parameters. When it fails, GuestError with QEMU's
+        reason, and this guest is still what it was.
+        """
+        self.qmp("migrate-set-capabilities",
+                 capabilities=[{"capability": "events", "state": True}])
+        self.qmp("migrate-set-parameters", **parameters)
+        self.qmp("migrate", uri="unix:%s/incoming" % to.tmp)
+        deadline = time.monotonic() + timeout
+        status = None
+        while status not in ("completed", "failed", "cancelled"):
+            if time.monotonic() > deadline:
+                raise GuestError("migration: %s after %d s: %s\n%s%s" % (
+                    status, timeout, self.qmp("query-migrate"), self.console(), to.console()))
+            self._pump(0.02)
+            self.watch()
+            while self._has_event("MIGRATION"):
+                status = self.wait_event("MIGRATION")["data"]["status"]
+        info = self.qmp("query-migrate")
+        if status != "completed":
+            raise GuestError("migration %s: %s\n%s%s" % (
+                status, info.get("error-desc"), self.console(), to.console()))
+        to.wait_event("RESUME", timeout)
+        state = self.qmp("query-status")["status"]
+        if state != "postmigrate":
+            raise GuestError("the migrated guest's source is in state " + state)
+        # What the guest said here, perhaps half a line, goes on at the other end.
+        while select.select([self._serial], [], [], 0)[0]:
+            self._pump(0)
+        to._in, to._answers, to._ready = self._in, self._answers, self._ready
+        to._next_id, to.watch, to.boot_seconds = self._next_id, self.watch, self.boot_seconds
+        self.close()
+        return info
 
     # ---- inside ---------------------------------------------------------------------
 
