@@ -57,6 +57,11 @@ class FaultCase(CephCase):
         status = json.loads(self.cluster.rbd('status', '--format', 'json', f'{POOL}/{image}'))
         return status['watchers'][0]['address']
 
+    def ratios(self, near, back, full):
+        for what, ratio in sorted((('nearfull', near), ('backfillfull', back), ('full', full)),
+                                  reverse=full > 0.5):
+            self.cluster.ceph('osd', f'set-{what}-ratio', ratio)
+
 
 class OsdDown(FaultCase):
     def down_and_back(self, seconds):
@@ -381,11 +386,6 @@ class Full(FaultCase):
         self.clean(load)
         load.verify(load.fe)
         self.note(f'longest gap {load.gap:.1f} s, no error')
-
-    def ratios(self, near, back, full):
-        for what, ratio in sorted((('nearfull', near), ('backfillfull', back), ('full', full)),
-                                  reverse=full > 0.5):
-            self.cluster.ceph('osd', f'set-{what}-ratio', ratio)
 
 
 if __name__ == '__main__':
