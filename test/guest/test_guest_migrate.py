@@ -9,8 +9,8 @@ which the guest never writes, and checks it a little later. For the same reason 
 large that its used part has pages of its own, and requests take so long that many end only after
 the guest has been stopped.
 
-Source and destination meet at one bdev: each has a controller on it, v.NAME.0 and v.NAME.1, in
-turns.
+Source and destination meet at one bdev, where each has a controller, v.NAME.0 and v.NAME.1, in
+turns; or at one file, which two targets have open and use in turns.
 
 MIGRATE_ROUNDS: how many times, 2 if not given.
 """
@@ -49,21 +49,29 @@ class Migrate(GuestTest):
             with open(path, 'r+b') as f:
                 f.seek(64 * MIB)
                 f.write(data)
-        for name in cls.kinds:
-            cls.t.rpc('bdev_aio_create', filename=cls.t.path(name + '.img'), name=name,
-                      block_size=512)
-            us = 30000
-            cls.t.rpc('bdev_delay_create', base_bdev_name=name, name=name + '.slow',
+        cls.targets = cls.both()
+        for t in dict.fromkeys(cls.targets):
+            for name in cls.kinds:
+                t.rpc('bdev_aio_create', filename=cls.t.path(name + '.img'), name=name,
+                      block_size=512, lock_in_use=True)
+                us = 30000
+                t.rpc('bdev_delay_create', base_bdev_name=name, name=name + '.slow',
                       avg_read_latency=us, p99_read_latency=us, avg_write_latency=us,
                       p99_write_latency=us)
-            for side in (0, 1):
-                cls.t.rpc('vhost_create_blk_controller', ctrlr=f'v.{name}.{side}',
-                          dev_name=name + '.slow', packed_ring=name == 'packed')
+        for side, t in enumerate(cls.targets):
+            for name in cls.kinds:
+                t.rpc('vhost_create_blk_controller', ctrlr=f'v.{name}.{side}',
+                      dev_name=name + '.slow', packed_ring=name == 'packed')
         return cls.disks(0)
 
     @classmethod
+    def both(cls):
+        """The targets of both sides: here one and the same."""
+        return cls.t, cls.t
+
+    @classmethod
     def disks(cls, side):
-        return [Disk(cls.t.path(f'v.{name}.{side}'), queues=2, **props)
+        return [Disk(cls.targets[side].path(f'v.{name}.{side}'), queues=2, **props)
                 for name, props in cls.kinds.items()]
 
     def migrate(self, side, bandwidth):
@@ -100,6 +108,23 @@ class Migrate(GuestTest):
             print(f'     {key}: {[info[key] for info in infos]} {unit}', flush=True)
         print(f'     rounds over dirty memory: {[i["ram"]["dirty-sync-count"] for i in infos]}; '
               f'loads: {rounds}', flush=True)
+
+
+class MigrateToAnotherTarget(Migrate):
+    """The same between two processes: the image's locks go from one to the other."""
+
+    @classmethod
+    def both(cls):
+        other = spindle.Target(cls.mask, *cls.memory_flags())
+        cls.undo.callback(cls.end_other, other)
+        other.start()
+        return cls.t, other
+
+    @staticmethod
+    def end_other(other):
+        if other.running():
+            other.stop()
+        other.cleanup()
 
 
 if __name__ == '__main__':
