@@ -287,7 +287,7 @@ REACTOR_ONLY static inline void note_inflight(struct vq *vq, const struct packed
 	if (vq->vring.packed)
 		inflight_take_packed(vq->fl, &vq->vring, head);
 	else
-		inflight_take(vq->fl, head->id);
+		inflight_take(vq->fl, head->id, head->first);
 }
 
 enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,

@@ -398,7 +398,7 @@ int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inf
 		fl->of_id = calloc(queue_size, sizeof(fl->of_id[0]));
 	} else {
 		fl->split = mem;
-		fl->batch = calloc(queue_size, sizeof(fl->batch[0]));
+		fl->batch = calloc(queue_size + 1u, sizeof(fl->batch[0]));
 	}
 	if (!fl->again || (vr->packed ? !fl->next || !fl->of_id : !fl->batch))
 		rc = -ENOMEM;

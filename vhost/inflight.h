@@ -69,10 +69,9 @@ struct inflight {
 	/* What was found in flight, in the order it was taken; gone once resubmitted. */
 	struct inflight_head *again;
 	unsigned int again_count;
-	/* Split: ended since the used index moved last; their links start at last_batch_head. */
+	/* Split: what has ended since the used index moved last, from batch[1] on. */
 	uint16_t *batch;
 	unsigned int batch_count;
-	uint16_t last_batch_head;
 	/* Packed: our own copy of the entries' links; by id, the request's entries. */
 	uint16_t free_head;
 	uint16_t *next;
@@ -97,13 +96,18 @@ void inflight_free(struct inflight *fl) CONTROL_ONLY;
 void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
 		    struct vring_desc_packed *table);
 
-/* Split: a request has been taken. */
-static inline void inflight_take(struct inflight *fl, uint16_t head)
-{
-	struct inflight_split_desc *d = &fl->split->desc[head];
+/* An entry of a split ring as one store: no kill comes in between. */
+typedef uint64_t inflight_vec __attribute__((vector_size(16), aligned(8), may_alias));
 
-	d->counter = fl->counter++;
-	__atomic_store_n(&d->inflight, 1, __ATOMIC_RELEASE);
+/* Split: a request has been taken, the nth of a batch; inflight_taken() ends the batch. */
+static inline void inflight_take(struct inflight *fl, uint16_t head, uint16_t nth)
+{
+	*(inflight_vec *)(void *)&fl->split->desc[head] =
+		(inflight_vec){ 1 /* inflight */, fl->counter + nth };
+}
+static inline void inflight_taken(struct inflight *fl, unsigned int count)
+{
+	fl->counter += count;
 }
 /* Packed: the same. vr has its descriptors still. */
 void inflight_take_packed(struct inflight *fl, const struct vring *vr,
@@ -115,23 +119,26 @@ void inflight_forget(struct inflight *fl, uint16_t id);
 /* Split: its used entry is being written. At most num until inflight_published(). */
 static inline void inflight_used(struct inflight *fl, uint16_t head)
 {
-	fl->split->desc[head].next = fl->last_batch_head;
-	fl->last_batch_head = head;
-	fl->batch[fl->batch_count++] = head;
+	unsigned int n = fl->batch_count++;
+
+	/* batch[0] is the last of the batch before. */
+	fl->split->desc[head].next = fl->batch[n];
+	fl->batch[n + 1] = head;
 }
 /* Split: the used index is about to move over these. */
 static inline void inflight_publish(struct inflight *fl)
 {
-	__atomic_store_n(&fl->split->last_batch_head, fl->last_batch_head, __ATOMIC_RELEASE);
+	__atomic_store_n(&fl->split->last_batch_head, fl->batch[fl->batch_count], __ATOMIC_RELEASE);
 }
 /* Split: it has. */
 static inline void inflight_published(struct inflight *fl, const struct vring *vr)
 {
 	struct inflight_split *r = fl->split;
 
-	for (unsigned int i = 0; i < fl->batch_count; i++)
+	for (unsigned int i = 1; i <= fl->batch_count; i++)
 		__atomic_store_n(&r->desc[fl->batch[i]].inflight, 0, __ATOMIC_RELEASE);
 	__atomic_store_n(&r->used_idx, vr->used_idx, __ATOMIC_RELEASE);
+	fl->batch[0] = fl->batch[fl->batch_count];
 	fl->batch_count = 0;
 }
 /* Packed: write this used entry, and note it. */

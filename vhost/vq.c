@@ -248,11 +248,13 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 			__builtin_prefetch(&vq->fl->split->desc[heads[i]], 1);
 	}
 	for (int i = 0; i < n; i++) {
-		struct packed_head head = { .id = heads[i] };
+		struct packed_head head = { .id = heads[i], .first = (uint16_t)i };
 
 		if (unlikely(!vq_begin(vq, &head, BLK_FROM_RING)))
 			break;
 	}
+	if (vq->fl)
+		inflight_taken(vq->fl, (unsigned int)n);
 	return (unsigned int)n;
 }
 

@@ -79,10 +79,12 @@ static bool take_some(struct vring *vr, struct inflight *fl, unsigned int max)
 		if (vr->packed)
 			inflight_take_packed(fl, vr, &heads[i]);
 		else
-			inflight_take(fl, heads[i].id);
+			inflight_take(fl, heads[i].id, (uint16_t)i);
 		CHECK(out_count < vr->num);
 		out[out_count++] = heads[i];
 	}
+	if (!vr->packed && n > 0)
+		inflight_taken(fl, (unsigned int)n);
 	return n >= 0;
 }
 
