@@ -65,6 +65,7 @@ static struct {
 	int rpc_fds[2], predecessor;
 	struct control_fd predecessor_end;
 	bool succeeded;		/* by another process: the files are its own now */
+	bool stopping;		/* as soon as the takeover under way has been ended */
 	unsigned int draining;	/* parts still to finish */
 	bool left;		/* with requests in flight */
 	int exit_code;
@@ -227,6 +228,11 @@ static int parse_options(struct options *o, int argc, char **argv)
 		fprintf(stderr, "vhost: what is '%s'? Try --help.\n", argv[optind]);
 		return 1;
 	}
+	if (o->takeover && (o->no_rpc || o->wait_for_rpc)) {
+		fputs("vhost: --takeover goes by the RPC socket and starts at once; "
+		      "--no-rpc-server and --wait-for-rpc do not go with it\n", stderr);
+		return 1;
+	}
 	if (o->wait_for_rpc && (o->files.config || o->files.state)) {
 		fputs("vhost: --wait-for-rpc leaves the start to RPC; -c and --state do not go "
 		      "with it\n", stderr);
@@ -285,6 +291,12 @@ CONTROL_ONLY static void shut_down(void)
 	bdev_delete_all(part_done_cb);
 }
 
+static void stop_now(void)
+{
+	control_assert();
+	shut_down();
+}
+
 /* A successor has taken over. */
 static void leave(void)
 {
@@ -307,7 +319,7 @@ static void signal_event(struct control_fd *cf, uint32_t events)
 		log_notice("%s: nothing to do", strsignal((int)info.ssi_signo));
 		return;
 	}
-	if (app.draining) {
+	if (app.draining || app.stopping) {
 		log_warning("second signal: leaving at once");
 		_exit(1);
 	}
@@ -317,7 +329,9 @@ static void signal_event(struct control_fd *cf, uint32_t events)
 		_exit(1);
 	}
 	log_notice("%s: shutting down", strsignal((int)info.ssi_signo));
-	shut_down();
+	app.stopping = true;
+	if (!takeover_abort(stop_now))
+		shut_down();
 }
 
 /* ------- starting ------- */
@@ -396,12 +410,17 @@ static void notify_ready(void)
 	close(fd);
 }
 
+static struct rpc_config rpc_config_of(const struct options *o)
+{
+	return (struct rpc_config){ o->rpc_path, o->rpcs_allowed, o->wait_for_rpc,
+				    app.predecessor ? app.rpc_fds : NULL };
+}
+
 /* The configuration is there: now others may look at it. */
 static void loaded(void *arg, int status)
 {
 	const struct options *o = arg;
-	struct rpc_config rpc = { o->rpc_path, o->rpcs_allowed, o->wait_for_rpc,
-				  app.predecessor ? app.rpc_fds : NULL };
+	struct rpc_config rpc = rpc_config_of(o);
 	char mask[CPUMASK_STR];
 
 	control_assert();
@@ -446,6 +465,8 @@ static void taken_over(void *arg, int status)
 	if (status == 0 && o->pidfile)
 		write_pidfile(o->pidfile);
 	o->takeover = false;
+	if (status == 0)
+		rpc_files_expect(&o->files);
 	loaded(arg, status);
 	if (status < 0)
 		return;
@@ -461,6 +482,7 @@ CONTROL_ONLY static int start(struct options *o)
 		.poll_us = o->poll_us, .lock_cores = o->lock_cores && !o->takeover,
 	};
 	const struct takeover_config takeover = { o->rpc_path, app.rpc_fds, &app.predecessor };
+	const struct rpc_config rpc = rpc_config_of(o);
 	int rc;
 
 	if (cpumask_parse(o->mask, &reactors.mask) < 0) {
@@ -485,6 +507,9 @@ CONTROL_ONLY static int start(struct options *o)
 		rc = vhost_init(o->socket_dir);
 	app.options = o;
 	takeover_on_loss(leave);
+	/* What is wrong with it must be known while there is a predecessor. */
+	if (rc == 0 && o->takeover)
+		rc = rpc_prepare(&rpc);
 	if (rc == 0 && o->takeover)
 		return takeover_begin(&takeover, taken_over, o);
 	if (rc == 0 && o->pidfile)

@@ -52,6 +52,11 @@ struct rpc_files {
  */
 int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int status),
 		   void *arg) CONTROL_ONLY;
+/*
+ * A takeover: from now on successful calls are answered when the state file, which
+ * is still the predecessor's, has become ours, and holds what they changed.
+ */
+void rpc_files_expect(const struct rpc_files *files) CONTROL_ONLY;
 /* After a takeover: keep the state file current from here on. -errno, logged. */
 int rpc_files_follow(const struct rpc_files *files) CONTROL_ONLY;
 /* Before anything is taken down: the state stays as it is, pending calls rest. */
@@ -67,6 +72,9 @@ int rpc_file_read(const char *path, char **text, size_t *len);
  * else the caller frees it. -EBUSY: another target keeps it; -errno, logged.
  */
 int rpc_state_open(const char *path, char **text, size_t *len) CONTROL_ONLY;
+/* Calls are to be held from now on; rpc_state_start() or rpc_state_fail() follows. */
+void rpc_state_expect(void) CONTROL_ONLY;
+void rpc_state_fail(int status) CONTROL_ONLY;
 /* Write it from now on. */
 void rpc_state_start(void) CONTROL_ONLY;
 /*
@@ -92,6 +100,10 @@ void pending_start(const char *source, enum rpc_errors errors,
 bool pending_starting(void) CONTROL_ONLY;
 /* Forget all that is pending and not under way. */
 void pending_clear(void) CONTROL_ONLY;
+/* Begin no further call, or go on. */
+void pending_pause(bool on) CONTROL_ONLY;
+/* How the last try of a bdev or controller ended, -errno; 0: it has not. -ENOENT: no such. */
+int pending_outcome(bool is_bdev, const char *name, const char **why) CONTROL_ONLY;
 /* Start no more. */
 void pending_stop(void) CONTROL_ONLY;
 /* Something was made that a pending call may have waited for. */

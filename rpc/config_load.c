@@ -345,6 +345,12 @@ int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int st
 	return rc;
 }
 
+void rpc_files_expect(const struct rpc_files *files)
+{
+	if (files->state)
+		rpc_state_expect();
+}
+
 int rpc_files_follow(const struct rpc_files *files)
 {
 	char *text;
@@ -355,8 +361,10 @@ int rpc_files_follow(const struct rpc_files *files)
 		return 0;
 	rc = rpc_state_open(files->state, &text, &len);
 	free(text);
-	if (rc < 0)
+	if (rc < 0) {
+		rpc_state_fail(rc);
 		return rc;
+	}
 	vhost_on_change(rpc_state_touch);
 	rpc_state_start();
 	rpc_state_touch();

@@ -88,6 +88,7 @@ static struct {
 	struct list entries;
 	struct msg msg;
 	bool posted, stopped;
+	bool paused;		/* no call is begun */
 	struct control_timer retry;
 	unsigned int slow;	/* under way */
 	/* A start, from pending_start() to done. */
@@ -324,6 +325,8 @@ CONTROL_ONLY static void start_what_can(void)
 	uint64_t now = clock_ns(), next = UINT64_MAX;
 	struct entry *e;
 
+	if (work.paused)
+		return;
 	list_for_each(e, &work.entries, node) {
 		if (e->running || (e->dropped && !e->undo) || e->waits_for)
 			continue;
@@ -527,6 +530,23 @@ void pending_clear(void)
 		else
 			entry_remove(e);
 	}
+}
+
+void pending_pause(bool on)
+{
+	work.paused = on;
+	pending_wake();
+}
+
+int pending_outcome(bool is_bdev, const char *name, const char **why)
+{
+	const struct entry *e = find(is_bdev ? KIND_BDEV : KIND_CONTROLLER, name);
+
+	*why = "is not in the configuration";
+	if (!e)
+		return -ENOENT;
+	*why = e->why[0] ? e->why : "takes too long";
+	return e->running || e->waits_for || e->tries == 0 ? 0 : e->status;
 }
 
 void pending_stop(void)

@@ -21,6 +21,8 @@ struct rpc_config {
  * has been logged.
  */
 int rpc_start(const struct rpc_config *config) CONTROL_ONLY;
+/* Only look whether config makes sense, as rpc_start() will. */
+int rpc_prepare(const struct rpc_config *config) CONTROL_ONLY;
 /* Close all clients, remove socket and lock file. */
 void rpc_stop(void) CONTROL_ONLY;
 /* Socket and lock file are a successor's by now: rpc_stop() is to leave them. */

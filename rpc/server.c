@@ -736,10 +736,8 @@ static int server_adopt(const struct rpc_config *config) CONTROL_ONLY
 	return server.accepting ? 0 : -ENOMEM;
 }
 
-int rpc_start(const struct rpc_config *config)
+int rpc_prepare(const struct rpc_config *config)
 {
-	int rc;
-
 	if (strlen(config->path) >= sizeof(server.path)) {
 		log_error("RPC socket path %s is longer than %zu bytes", config->path,
 			  sizeof(server.path) - 1);
@@ -748,7 +746,13 @@ int rpc_start(const struct rpc_config *config)
 	memset(server.path, 0, sizeof(server.path));
 	memcpy(server.path, config->path, strlen(config->path));
 	snprintf(server.lock_path, sizeof(server.lock_path), "%s.lock", server.path);
-	rc = rpc_dispatch_init(config);
+	return rpc_dispatch_init(config);
+}
+
+int rpc_start(const struct rpc_config *config)
+{
+	int rc = rpc_prepare(config);
+
 	if (rc)
 		return rc;
 	rc = config->adopted ? server_adopt(config) : server_lock();

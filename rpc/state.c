@@ -38,6 +38,7 @@ static struct {
 	char path[PATH_MAX];
 	int lock_fd;		/* -1: there is no state file */
 	bool on;
+	bool expected;		/* on, as soon as the predecessor has let go of the file */
 	struct list calls, riding;	/* struct rpc_call.node */
 	char *durable;		/* what the file holds; NULL: not known, or none */
 	size_t durable_len;
@@ -229,7 +230,7 @@ static void write_next(void)
 
 bool rpc_state_hold(struct rpc_call *call)
 {
-	if (!state.on)
+	if (!state.on && !state.expected)
 		return false;
 	call->cancel = NULL;
 	list_add_tail(&state.calls, &call->node);
@@ -335,20 +336,37 @@ int rpc_state_open(const char *path, char **text, size_t *len)
 	return 0;
 }
 
+void rpc_state_expect(void)
+{
+	state.expected = true;
+}
+
+void rpc_state_fail(int status)
+{
+	state.expected = false;
+	answer(&state.calls, status, "done, but not saved: the state file cannot be kept");
+}
+
 void rpc_state_start(void)
 {
 	state.on = true;
+	state.expected = false;
 	state.timer.fn = timer_due;
 	write_next();
 }
 
 void rpc_state_stop(void)
 {
-	if (state.lock_fd < 0)
+	static const char stopping[] = "done, but perhaps not saved: the target is shutting down";
+
+	state.expected = false;
+	if (state.lock_fd < 0) {
+		answer(&state.calls, -ESHUTDOWN, stopping);
 		return;
+	}
 	state.on = false;
 	control_timer_stop(&state.timer);
 	if (!state.busy)
 		unlock_file();
-	answer(&state.calls, -ESHUTDOWN, "done, but perhaps not saved: the target is shutting down");
+	answer(&state.calls, -ESHUTDOWN, stopping);
 }

@@ -40,6 +40,11 @@ int takeover_begin(const struct takeover_config *config, void (*done)(void *arg,
 		   void *arg) CONTROL_ONLY;
 /* When a successor has taken over from us: leave, and touch nothing in the file system. */
 void takeover_on_loss(void (*leave)(void)) CONTROL_ONLY;
+/*
+ * We are to stop: end a takeover that is under way. False: there is none. Else
+ * ended follows, perhaps before this returns, unless the successor was faster.
+ */
+bool takeover_abort(void (*ended)(void)) CONTROL_ONLY;
 
 /* ------- inside rpc/ ------- */
 
@@ -81,5 +86,7 @@ int takeover_send(int fd, const struct takeover_batch *batch, int timeout_ms);
  * FAILED). -ECONNRESET: the other side is gone; -EPROTO: no record of ours.
  */
 int takeover_receive(int fd, struct takeover_batch *batch, int timeout_ms);
+/* Until there is something to receive. -ETIMEDOUT. */
+int takeover_wait(int fd, int timeout_ms);
 
 #endif

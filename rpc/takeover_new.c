@@ -11,6 +11,7 @@
 
 #include "reactor/log.h"
 #include "reactor/worker.h"
+#include "vhost/vhost.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -44,13 +45,15 @@ CONTROL_ONLY static void fail(int status, const char *why)
 	struct takeover_batch out = { 0 };
 
 	log_error("takeover: %s: %s; the process there goes on", why, rpc_strerror(-status));
-	if (new.fd >= 0) {
+	/* One that has refused us speaks JSON. */
+	if (new.fd >= 0 && status != -ECONNREFUSED) {
 		if (takeover_put(&out, TAKEOVER_FAILED, why, (uint32_t)strlen(why) + 1, NULL, 0) == 0)
 			takeover_send(new.fd, &out, 0);
 		takeover_batch_free(&out);
-		close(new.fd);
-		new.fd = -1;
 	}
+	if (new.fd >= 0)
+		close(new.fd);
+	new.fd = -1;
 	takeover_batch_free(&new.in);
 	bdev_adopt_clear();
 	vhost_disown();
@@ -64,6 +67,24 @@ static const struct handover_record *record_of(uint16_t type)
 			return &new.in.records[i];
 	}
 	return NULL;
+}
+
+/* On the worker: a whole batch, or why not. */
+static int receive(int timeout_ms)
+{
+	const struct handover_record *last;
+	int rc = takeover_receive(new.fd, &new.in, timeout_ms);
+
+	if (rc < 0)
+		return rc;
+	last = &new.in.records[new.in.count - 1];
+	if (last->type == TAKEOVER_END)
+		return 0;
+	if (last->type != TAKEOVER_FAILED)
+		return -EPROTO;
+	snprintf(new.why, sizeof(new.why), "the predecessor gives up: %.200s",
+		 (const char *)last->body);
+	return -ECANCELED;
 }
 
 /* ------- positions, and the start ------- */
@@ -91,7 +112,7 @@ static void frozen(struct job *job)
 			rc = vhost_import(&new.in.records[i]);
 	}
 	if (rc < 0) {
-		fail(rc, "the rings' positions");
+		fail(rc, rc == -ECANCELED ? new.why : "the rings' positions");
 		return;
 	}
 	vhost_import_end();
@@ -112,22 +133,28 @@ static void frozen(struct job *job)
 static void freeze_run(struct job *job)
 {
 	(void)job;
-	new.status = takeover_receive(new.fd, &new.in, FREEZE_MS);
+	new.status = receive(FREEZE_MS);
 }
 
 /* ------- making what the predecessor has ------- */
 
-/* The first bdev or controller that is not there yet. */
-CONTROL_ONLY static const char *missing(void)
+/* The first bdev or controller that is not there yet; `why` says what it waits for. */
+CONTROL_ONLY static bool missing(bool bdevs, int *status)
 {
+	const char *kind = bdevs ? "bdev" : "controller";
+
 	for (unsigned int i = 0; i < new.in.count; i++) {
 		const struct handover_record *rec = &new.in.records[i];
-		const char *name = rec->body;
+		const char *name = rec->body, *why;
 
-		if (rec->type == TAKEOVER_BDEV && !bdev_find(name))
-			return name;
+		if (rec->type != (bdevs ? TAKEOVER_BDEV : HANDOVER_CONTROLLER) ||
+		    (bdevs ? !!bdev_find(name) : !!vhost_controller_find(name)))
+			continue;
+		*status = pending_outcome(bdevs, name, &why);
+		snprintf(new.why, sizeof(new.why), "%s %.100s: %.180s", kind, name, why);
+		return true;
 	}
-	return NULL;
+	return false;
 }
 
 CONTROL_ONLY static int import_sessions(void)
@@ -159,15 +186,14 @@ CONTROL_ONLY static int take_rpc(void)
 
 static void look(struct control_timer *t)
 {
-	const char *name;
-	int rc;
+	int rc = 0;
 
 	control_assert();
-	name = missing();
-	if (name) {
-		snprintf(new.why, sizeof(new.why), "bdev %.200s could not be opened", name);
-		if (clock_ns() > new.deadline_ns)
-			fail(-ETIMEDOUT, new.why);
+	if (missing(true, &rc) || missing(false, &rc)) {
+		if (rc == 0 && clock_ns() > new.deadline_ns)
+			rc = -ETIMEDOUT;
+		if (rc < 0)
+			fail(rc, new.why);
 		else
 			control_timer_start(t, TICK_MS);
 		return;
@@ -235,8 +261,9 @@ static void received(struct job *job)
 	}
 	hello = new.in.records[0].body;
 	config = record_of(TAKEOVER_CONFIG);
-	if (new.in.records[0].type != TAKEOVER_HELLO || hello->version != HANDOVER_VERSION ||
-	    !config) {
+	if (new.in.records[0].type != TAKEOVER_HELLO ||
+	    new.in.records[0].len < sizeof(*hello) || hello->magic != TAKEOVER_MAGIC ||
+	    hello->version != HANDOVER_VERSION || !config) {
 		fail(-EPROTO, "the predecessor speaks another version");
 		return;
 	}
@@ -294,19 +321,19 @@ static void begin_run(struct job *job)
 		return;
 	}
 	/* Records begin with our magic; a refusal is JSON, for the log. */
+	snprintf(new.why, sizeof(new.why), "the predecessor's records");
+	new.status = takeover_wait(new.fd, RECEIVE_MS);
+	if (new.status < 0)
+		return;
 	n = recv(new.fd, text, 1, MSG_PEEK);
 	if (n == 1 && text[0] == '{') {
 		n = recv(new.fd, new.why, sizeof(new.why) - 1, 0);
 		new.why[MAX(n, (ssize_t)0)] = '\0';
 		new.why[strcspn(new.why, "\n")] = '\0';
-		/* It knows, and takes no records here. */
-		close(new.fd);
-		new.fd = -1;
 		new.status = -ECONNREFUSED;
 		return;
 	}
-	snprintf(new.why, sizeof(new.why), "the predecessor's records");
-	new.status = takeover_receive(new.fd, &new.in, RECEIVE_MS);
+	new.status = receive(RECEIVE_MS);
 }
 
 int takeover_begin(const struct takeover_config *config, void (*done)(void *arg, int status),

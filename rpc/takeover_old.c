@@ -24,7 +24,8 @@
 #include <unistd.h>
 
 #define TICK_MS 1
-#define SETTLE_MS 1000		/* for messages and calls under way */
+#define PARTIAL_MS 1000		/* for the rest of half a message */
+#define SETTLE_MS 5000		/* for messages and calls under way, and sessions that end */
 #define PREPARE_MS 60000	/* for the successor to open every bdev */
 #define QUIESCE_MS 5000		/* for requests to end */
 #define START_MS 5000
@@ -34,14 +35,17 @@ static struct {
 	int fd;
 	struct control_timer timer;
 	uint64_t deadline_ns;	/* of the present step */
+	uint64_t partial_ns;
 	uint64_t stopped_ns;	/* when the rings were told to stop */
 	struct takeover_batch out, in;
 	struct job job;
 	struct bdev_result flushed;
 	bool flushing;
+	bool talking;		/* the job is under way */
 	int timeout_ms;
 	int status;
 	void (*leave)(void);
+	void (*aborted)(void);
 } old = { .fd = -1 };
 
 bool takeover_is_active(void)
@@ -64,12 +68,31 @@ CONTROL_ONLY static void end(void)
 	old.active = false;
 }
 
+/* For the successor's log; one that does not read is not waited for. */
+CONTROL_ONLY static void tell(const char *step, const char *why)
+{
+	struct takeover_batch out = { 0 };
+	char text[256];
+
+	snprintf(text, sizeof(text), "%s: %s", step, why);
+	if (takeover_put(&out, TAKEOVER_FAILED, text, (uint32_t)strlen(text) + 1, NULL, 0) == 0)
+		takeover_send(old.fd, &out, 0);
+	takeover_batch_free(&out);
+}
+
 CONTROL_ONLY static void give_up(const char *step, const char *why)
 {
-	log_error("takeover: %s: %s; going on as before", step, why);
+	void (*aborted)(void) = old.aborted;
+
+	log_error("takeover: %s: %s; %s", step, why, aborted ? "no takeover" : "going on as before");
+	tell(step, why);
+	old.aborted = NULL;
 	end();
 	bdev_handover_end();
 	vhost_thaw();
+	pending_pause(false);
+	if (aborted)
+		aborted();
 }
 
 CONTROL_ONLY static void give_up_errno(const char *step, int status)
@@ -90,6 +113,7 @@ static void talk_run(struct job *job)
 CONTROL_ONLY static void talk(int timeout_ms, void (*done)(struct job *job))
 {
 	old.timeout_ms = timeout_ms;
+	old.talking = true;
 	old.job.run = talk_run;
 	old.job.done = done;
 	worker_submit(&old.job);
@@ -100,6 +124,7 @@ CONTROL_ONLY static int answer(const char *step)
 {
 	int type = old.status;
 
+	old.talking = false;
 	if (type == 0) {
 		const struct handover_record *rec = &old.in.records[old.in.count - 1];
 
@@ -245,16 +270,16 @@ CONTROL_ONLY static int put_everything(void)
 
 static void settle(struct control_timer *t)
 {
-	bool late = clock_ns() > old.deadline_ns;
+	uint64_t now = clock_ns();
 	int rc;
 
 	control_assert();
 	/* Half a message for a second is no message: that front end is left behind. */
-	if (late)
+	if (now > old.partial_ns)
 		vhost_drop_partial();
 	if (!vhost_is_settled() || rpc_is_busy()) {
-		if (late)
-			give_up("freezing", "messages or calls under way do not end");
+		if (now > old.deadline_ns)
+			give_up("freezing", "messages, calls or requests under way do not end");
 		else
 			control_timer_start(t, TICK_MS);
 		return;
@@ -265,6 +290,19 @@ static void settle(struct control_timer *t)
 		return;
 	}
 	talk(PREPARE_MS, prepared);
+}
+
+bool takeover_abort(void (*ended)(void))
+{
+	if (!old.active)
+		return false;
+	old.aborted = ended;
+	/* The job comes back at once, perhaps with a STARTED that was there before. */
+	if (old.talking)
+		shutdown(old.fd, SHUT_RDWR);
+	else
+		give_up("asked to stop", "no time for a successor");
+	return true;
 }
 
 /* ------- the method ------- */
@@ -298,7 +336,9 @@ static void takeover(struct rpc_call *call) CONTROL_ONLY
 	log_notice("takeover: a successor has come");
 	old.active = true;
 	vhost_freeze();
+	pending_pause(true);
 	old.deadline_ns = clock_ns() + SETTLE_MS * 1000000ull;
+	old.partial_ns = clock_ns() + PARTIAL_MS * 1000000ull;
 	old.timer.fn = settle;
 	control_timer_start(&old.timer, TICK_MS);
 	/* Nobody hears it: the connection has left the server. */

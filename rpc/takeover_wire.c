@@ -87,6 +87,11 @@ static int wait_for(int fd, short events, int timeout_ms)
 	return rc > 0 ? 0 : rc == 0 ? -ETIMEDOUT : -errno;
 }
 
+int takeover_wait(int fd, int timeout_ms)
+{
+	return wait_for(fd, POLLIN, timeout_ms);
+}
+
 /* All of it; fds with the first byte. */
 static int send_all(int fd, const void *buf, size_t len, const int *fds, unsigned int fd_count,
 		    int timeout_ms)

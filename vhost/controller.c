@@ -423,7 +423,12 @@ int vhost_controller_create(const struct vhost_controller_opts *opts, char reaso
 	if (rc < 0)
 		goto fail;
 	c->writeback = blk_writeback_default(c) && !opts->writethrough;
-	rc = handover_take_socket(c) ? listen_adopted(c) : listen_at(c, reason);
+	rc = handover_take_socket(c);
+	if (rc < 0) {
+		snprintf(reason, VHOST_REASON_MAX, "its socket is not in %.200s", socket_dir);
+		goto fail;
+	}
+	rc = rc ? listen_adopted(c) : listen_at(c, reason);
 	if (rc < 0)
 		goto fail;
 	controller_insert(c);

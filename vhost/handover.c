@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 
 /* A listening socket that waits for its controller. */
 struct offered {
@@ -58,7 +59,8 @@ static void wait_session(struct vhost_session *s, void *arg)
 {
 	(void)arg;
 	control_assert();
-	conn_wait(&s->conn);
+	if (s->conn.received == 0)
+		conn_wait(&s->conn);
 }
 
 void vhost_freeze(void)
@@ -79,7 +81,7 @@ static void look_settled(struct vhost_session *s, void *arg)
 
 bool vhost_is_settled(void)
 {
-	bool settled = true;
+	bool settled = !sessions_ending();
 
 	each_session(look_settled, &settled);
 	return settled;
@@ -117,7 +119,7 @@ bool vhost_quiesce(void)
 
 	rings_held = true;
 	each_session(stop_session, &stopped);
-	return stopped;
+	return stopped && !sessions_ending();
 }
 
 static void go_on(struct vhost_session *s, void *arg)
@@ -221,6 +223,14 @@ static void put_session(struct vhost_session *s, void *arg)
 	}
 }
 
+/* Whether this very socket is what its path leads to. */
+static bool socket_stands(const struct vhost_controller *c, dev_t dev, ino_t ino)
+{
+	struct stat st;
+
+	return stat(c->socket, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
+}
+
 int vhost_export(handover_emit_fn *emit, void *arg)
 {
 	struct out o = { emit, arg, 0 };
@@ -228,10 +238,13 @@ int vhost_export(handover_emit_fn *emit, void *arg)
 
 	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c)) {
 		struct handover_controller rec = {
-			.socket_dev = c->socket_dev, .socket_ino = c->socket_ino,
 			.next_session_id = c->next_session_id, .writeback = c->writeback,
 		};
 
+		if (socket_stands(c, c->socket_dev, c->socket_ino)) {
+			rec.socket_dev = c->socket_dev;
+			rec.socket_ino = c->socket_ino;
+		}
 		snprintf(rec.name, sizeof(rec.name), "%s", c->name);
 		put(&o, HANDOVER_CONTROLLER, &rec, sizeof(rec), &c->listen.fd, 1);
 	}
@@ -310,13 +323,16 @@ CONTROL_ONLY static int take_controller(struct handover_record *rec)
 	return 0;
 }
 
-bool handover_take_socket(struct vhost_controller *c)
+int handover_take_socket(struct vhost_controller *c)
 {
 	struct offered *offer;
 
 	list_for_each(offer, &offers, node) {
 		if (strcmp(offer->record.name, c->name) != 0)
 			continue;
+		if (offer->record.socket_ino &&
+		    !socket_stands(c, offer->record.socket_dev, offer->record.socket_ino))
+			return -EADDRNOTAVAIL;
 		c->listen.fd = offer->fd;
 		c->socket_dev = offer->record.socket_dev;
 		c->socket_ino = offer->record.socket_ino;
@@ -324,9 +340,9 @@ bool handover_take_socket(struct vhost_controller *c)
 		c->writeback = offer->record.writeback;
 		list_del(&offer->node);
 		free(offer);
-		return true;
+		return 1;
 	}
-	return false;
+	return 0;
 }
 
 CONTROL_ONLY static int take_session(struct handover_record *rec)
@@ -418,7 +434,10 @@ CONTROL_ONLY static int take_position(struct handover_record *rec)
 	const struct handover_position *body = rec->body;
 	struct vhost_session *s = session_by_vid(body->vid);
 
-	if (!s || body->index >= s->vq_count || !s->vqs[body->index])
+	/* Its front end has hung up, as we have seen and the predecessor had not. */
+	if (!s)
+		return 0;
+	if (body->index >= s->vq_count || !s->vqs[body->index])
 		return -EPROTO;
 	s->vqs[body->index]->base = body->base;
 	s->vqs[body->index]->broken = body->broken;
@@ -430,9 +449,8 @@ CONTROL_ONLY static int take_alive(struct handover_record *rec)
 	const struct handover_alive *body = rec->body;
 	struct vhost_session *s = session_by_vid(body->vid);
 
-	if (!s)
-		return -EPROTO;
-	s->alive = true;
+	if (s)
+		s->alive = true;
 	return 0;
 }
 

@@ -37,7 +37,7 @@ struct handover_record {
 	int fds[HANDOVER_FDS_MAX];
 };
 
-/* One listening socket: fds[0]. */
+/* One listening socket: fds[0]. socket_ino 0: its file is gone, or another's. */
 struct handover_controller {
 	char name[HANDOVER_NAME_MAX];
 	uint64_t socket_dev, socket_ino;
@@ -84,9 +84,9 @@ typedef int handover_emit_fn(void *arg, uint16_t type, const void *body, uint32_
 
 /* ------- the one that hands over ------- */
 
-/* Read no more messages, accept nobody. Rings go on. */
+/* Read no more messages, but for the rest of half a one, accept nobody. Rings go on. */
 void vhost_freeze(void) CONTROL_ONLY;
-/* Whether no message is half read or half done. */
+/* Whether no message is half read or half done, and no session about to end. */
 bool vhost_is_settled(void) CONTROL_ONLY;
 /* End the sessions whose front end has sent half a message. */
 void vhost_drop_partial(void) CONTROL_ONLY;

@@ -281,6 +281,11 @@ static bool mem_shared(const struct guest_mem *a, const struct guest_mem *b)
 	return false;
 }
 
+bool sessions_ending(void)
+{
+	return !list_empty(&ending);
+}
+
 CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
 {
 	const struct vhost_session *other;

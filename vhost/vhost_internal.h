@@ -308,6 +308,8 @@ void session_config_changed(struct vhost_session *s) CONTROL_ONLY;
  * configuration again by itself. For when a vq has been started.
  */
 void session_announce_config(struct vhost_session *s) CONTROL_ONLY;
+/* Whether requests of sessions that have been closed may still be on their way. */
+bool sessions_ending(void) CONTROL_ONLY;
 /* Every vq wants an update (coalescing, cache mode). */
 void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
 void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
@@ -323,8 +325,11 @@ void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONL
 bool vhost_is_frozen(void);
 /* No ring may run. */
 bool vhost_rings_held(void);
-/* Its listening socket, where one was handed over. */
-bool handover_take_socket(struct vhost_controller *c) CONTROL_ONLY;
+/*
+ * Its listening socket: 1, it was handed over; 0, it was not; -EADDRNOTAVAIL, it
+ * was, and is not in our directory.
+ */
+int handover_take_socket(struct vhost_controller *c) CONTROL_ONLY;
 /* Accept front ends, or do not, as far as other reasons allow it. */
 void controller_listen(struct vhost_controller *c, bool on) CONTROL_ONLY;
 
