@@ -239,6 +239,7 @@ int vhost_export(handover_emit_fn *emit, void *arg)
 	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c)) {
 		struct handover_controller rec = {
 			.next_session_id = c->next_session_id, .writeback = c->writeback,
+			.block_size = c->block_size,
 		};
 
 		if (socket_stands(c, c->socket_dev, c->socket_ino)) {
@@ -338,6 +339,7 @@ int handover_take_socket(struct vhost_controller *c)
 		c->socket_ino = offer->record.socket_ino;
 		c->next_session_id = offer->record.next_session_id;
 		c->writeback = offer->record.writeback;
+		c->block_size = offer->record.block_size;
 		list_del(&offer->node);
 		free(offer);
 		return 1;

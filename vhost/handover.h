@@ -41,7 +41,7 @@ struct handover_record {
 struct handover_controller {
 	char name[HANDOVER_NAME_MAX];
 	uint64_t socket_dev, socket_ino;
-	uint32_t next_session_id;
+	uint32_t next_session_id, block_size;
 	uint8_t writeback;
 };
 
