@@ -274,7 +274,9 @@ CONTROL_ONLY static bool is_orphan(const struct entry *e)
 {
 	const char *base = string_param(e->params, e->row->base);
 
-	return base && e->row->base_kind == KIND_BDEV && !e->waits_for && !bdev_find(base);
+	/* A controller may be made without one: "". */
+	return base && *base && e->row->base_kind == KIND_BDEV && !e->waits_for &&
+	       !bdev_find(base);
 }
 
 static void try_done(void *arg, int status, const char *why)
