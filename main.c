@@ -498,6 +498,8 @@ CONTROL_ONLY static int start(struct options *o)
 		log_error("cannot set up memory: %s", strerror(-rc));
 		return rc;
 	}
+	/* Until the rings are ours the cores are the predecessor's. */
+	reactors_yield(o->takeover);
 	rc = signals_init();
 	if (rc == 0)
 		rc = workers_start();

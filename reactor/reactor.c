@@ -35,6 +35,7 @@ static struct {
 	struct reactor **all;
 	unsigned int count;
 	struct reactor *by_cpu[CPUMASK_MAX];
+	_Atomic bool yield;	/* sleep rather than poll for nothing */
 } reactors;
 
 static _Thread_local struct reactor *current;
@@ -326,6 +327,12 @@ REACTOR_ONLY static void reactor_sleep(struct reactor *r)
 	disarm_pollers(r);
 }
 
+static bool may_yield(const struct reactor *r)
+{
+	return atomic_load_explicit(&reactors.yield, memory_order_relaxed) &&
+	       list_empty(&r->pollers);
+}
+
 REACTOR_ONLY static void reactor_loop(struct reactor *r)
 {
 	uint64_t last_work = tsc_now();
@@ -340,7 +347,7 @@ REACTOR_ONLY static void reactor_loop(struct reactor *r)
 		r->now = now;
 		if (work) {
 			last_work = now;
-		} else if (now - last_work >= r->poll_ticks) {
+		} else if (now - last_work >= r->poll_ticks || may_yield(r)) {
 			counter_set(&r->asleep_since, now);
 			reactor_sleep(r);
 			now = tsc_now();
@@ -524,16 +531,27 @@ fail:
 	return rc;
 }
 
-void reactors_stop(void)
+static void wake(struct reactor *r)
 {
 	uint64_t one = 1;
 
-	for (unsigned int i = 0; i < reactors.count; i++) {
-		struct reactor *r = reactors.all[i];
+	if (write(r->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		log_error("cannot wake reactor %u: %m", r->cpu);
+}
 
-		atomic_store(&r->stop, true);
-		if (write(r->wake_fd, &one, sizeof(one)) < 0)
-			log_error("cannot wake reactor %u: %m", r->cpu);
+void reactors_yield(bool on)
+{
+	if (atomic_exchange(&reactors.yield, on) == on)
+		return;
+	for (unsigned int i = 0; i < reactors.count && !on; i++)
+		wake(reactors.all[i]);
+}
+
+void reactors_stop(void)
+{
+	for (unsigned int i = 0; i < reactors.count; i++) {
+		atomic_store(&reactors.all[i]->stop, true);
+		wake(reactors.all[i]);
 	}
 	for (unsigned int i = 0; i < reactors.count; i++) {
 		pthread_join(reactors.all[i]->thread, NULL);

@@ -47,6 +47,11 @@ struct reactor *reactor_by_index(unsigned int index);	/* 0 .. count - 1 */
 struct reactor *reactor_by_cpu(unsigned int cpu);	/* NULL when not in the mask */
 const struct cpumask *reactors_mask(void);
 uint64_t reactors_poll_us(void);
+/*
+ * While on, a reactor that has no poller sleeps instead of polling: two processes
+ * that share their cores must not take them from each other. Any thread.
+ */
+void reactors_yield(bool on);
 
 unsigned int reactor_index(const struct reactor *r);
 unsigned int reactor_cpu(const struct reactor *r);

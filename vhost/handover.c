@@ -118,6 +118,8 @@ bool vhost_quiesce(void)
 	bool stopped = true;
 
 	rings_held = true;
+	/* What is left of this process shares its cores with the successor. */
+	reactors_yield(true);
 	each_session(stop_session, &stopped);
 	return stopped && !sessions_ending();
 }
@@ -137,6 +139,7 @@ void vhost_thaw(void)
 	struct vhost_controller *c;
 
 	frozen = rings_held = false;
+	reactors_yield(false);
 	each_session(go_on, NULL);
 	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c))
 		controller_listen(c, true);

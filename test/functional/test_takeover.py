@@ -369,6 +369,7 @@ class Meanwhile(TakeoverCase):
         self.rpc_fails(t, -32602, 'vhost_controller_attach_bdev', ctrlr='c1', dev_name='m2')
         self.malloc(t, 'm1')
         t.rpc('vhost_controller_attach_bdev', ctrlr='c1', dev_name='m1')
+        fe.wait_config_change(2, 20 * spindle.SLOW)
         self.check_io(fe)
 
     def test_requests_a_closed_session_left(self):
