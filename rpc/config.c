@@ -217,8 +217,12 @@ bool rpc_write_config(struct json_out *w, const char *subsystem)
 	return false;
 }
 
-void rpc_config_write(struct json_out *w)
+void rpc_config_write(struct json_out *w, bool secrets)
 {
+#if SPINDLE_RBD
+	rpc_rbd_tell_secrets(secrets);
+#endif
+	(void)secrets;
 	json_out_object(w);
 	json_put_array(w, "subsystems");
 	for (unsigned int i = 0; i < ARRAY_SIZE(subsystems); i++) {
@@ -231,4 +235,7 @@ void rpc_config_write(struct json_out *w)
 	}
 	json_out_array_end(w);
 	json_out_object_end(w);
+#if SPINDLE_RBD
+	rpc_rbd_tell_secrets(false);
+#endif
 }

@@ -18,8 +18,11 @@ struct rpc_method;
 
 /* ------- from and to memory ------- */
 
-/* All that is there and all that is pending; w->failed when memory ran out. */
-void rpc_config_write(struct json_out *w) CONTROL_ONLY;
+/*
+ * All that is there and all that is pending; w->failed when memory ran out. Ceph
+ * keys and the like only with `secrets`: for no eyes but our successor's.
+ */
+void rpc_config_write(struct json_out *w, bool secrets) CONTROL_ONLY;
 
 /* How to take what a call of a configuration is refused with. */
 enum rpc_errors {

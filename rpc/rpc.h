@@ -202,6 +202,8 @@ void rpc_write_methods(struct json_out *w, bool current, bool aliases) CONTROL_O
 void rpc_rbd_show(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
 void rpc_rbd_save(struct json_out *w, const struct bdev *bdev) CONTROL_ONLY;
 void rpc_rbd_save_clusters(struct json_out *w) CONTROL_ONLY;
+/* Whether what is written from now on contains secrets; it does not at first. */
+void rpc_rbd_tell_secrets(bool tell) CONTROL_ONLY;
 /* Take secrets out of the params of a create or register call. */
 void rpc_rbd_strip_secrets(struct json_object *params);
 

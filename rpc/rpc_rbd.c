@@ -54,6 +54,13 @@ static bool add_option(const char *key, const char *value, void *arg)
 	return true;
 }
 
+static bool tells_secrets;
+
+void rpc_rbd_tell_secrets(bool tell)
+{
+	tells_secrets = tell;
+}
+
 static bool is_secret(const char *key)
 {
 	return !strcmp(key, "key") || strstr(key, "secret") || strstr(key, "password");
@@ -281,7 +288,7 @@ static void put_options(struct json_out *w, const char *key, const struct bdev_r
 		return;
 	json_put_object(w, key);
 	for (unsigned int i = 0; i < a->option_count; i++) {
-		if (!is_secret(a->options[i].key))
+		if (tells_secrets || !is_secret(a->options[i].key))
 			json_put_string(w, a->options[i].key, a->options[i].value);
 	}
 	json_out_object_end(w);
@@ -439,6 +446,8 @@ void rpc_rbd_strip_secrets(struct json_object *params)
 	struct json_object *v;
 	char *uri;
 
+	if (tells_secrets)
+		return;
 	if (json_object_object_get_ex(params, "config", &v))
 		strip_map(v);
 	if (json_object_object_get_ex(params, "config_param", &v))

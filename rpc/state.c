@@ -204,7 +204,7 @@ static void write_next(void)
 
 	if (!state.on || state.busy)
 		return;
-	rpc_config_write(&text);
+	rpc_config_write(&text, false);
 	json_out_raw(&text, "\n", 1);
 	if (text.failed || is_durable(&text)) {
 		int status = text.failed ? -ENOMEM : 0;

@@ -250,7 +250,7 @@ CONTROL_ONLY static int put_everything(void)
 	int fds[2], rc;
 
 	rc = takeover_put(&old.out, TAKEOVER_HELLO, &hello, sizeof(hello), NULL, 0);
-	rpc_config_write(&config);
+	rpc_config_write(&config, true);
 	if (rc == 0)
 		rc = config.failed ? -ENOMEM :
 			takeover_put(&old.out, TAKEOVER_CONFIG, config.text, (uint32_t)config.len,
