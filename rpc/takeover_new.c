@@ -44,7 +44,12 @@ CONTROL_ONLY static void fail(int status, const char *why)
 {
 	struct takeover_batch out = { 0 };
 
-	log_error("takeover: %s: %s; the process there goes on", why, rpc_strerror(-status));
+	/* What the other side has said needs no errno. */
+	if (status == -ECONNREFUSED || status == -ECANCELED)
+		log_error("takeover: %s; the process there goes on", why);
+	else
+		log_error("takeover: %s: %s; the process there goes on", why,
+			  rpc_strerror(-status));
 	/* One that has refused us speaks JSON. */
 	if (new.fd >= 0 && status != -ECONNREFUSED) {
 		if (takeover_put(&out, TAKEOVER_FAILED, why, (uint32_t)strlen(why) + 1, NULL, 0) == 0)

@@ -158,8 +158,3 @@ class Pauses:
 def told_us(t):
     """For how many microseconds nobody served the guests, by the predecessor's log."""
     return int(t.log().partition(GIVEN + ' after ')[2].split()[0])
-
-
-__all__ = ['F', 'MIB', 'spindle', 'time', 'Load', 'drive', 'drive_for', 'Peer', 'TakeoverCase',
-           'Pauses', 'told_us', 'TAKEN', 'GIVEN', 'KEPT', 'HELLO', 'CONFIG', 'END', 'PREPARED',
-           'STARTED', 'FAILED', 'POSITION', 'ALIVE', 'SESSION', 'CONTROLLER', 'BDEV', 'RPC']
