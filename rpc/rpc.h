@@ -236,6 +236,8 @@ bool rpc_client_gone(const struct rpc_client *client);
 int rpc_client_detach(struct rpc_call *call) CONTROL_ONLY;
 /* Whether any client's call is under way. */
 bool rpc_is_busy(void) CONTROL_ONLY;
+/* Accept no client, or go on; those there are, are served. */
+void rpc_hold(bool on) CONTROL_ONLY;
 /* Listening socket and lock, -1 without a server. Still the server's. */
 void rpc_server_fds(int fds[2]) CONTROL_ONLY;
 /* The answer, without newline; NULL: there is none to send. */

@@ -83,6 +83,7 @@ static struct {
 	struct control_fd listener;
 	struct control_timer accept_again;
 	bool accepting;			/* the listener is watched */
+	bool held;			/* ... and must not be */
 	int lock_fd;
 	bool disowned;			/* the files are another process's by now */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -595,10 +596,17 @@ static void server_accept_stop(void) CONTROL_ONLY
 
 static void server_accept_more(void)
 {
-	if (server.accepting || server.listener.fd < 0 || server.client_count >= CLIENTS_MAX)
+	if (server.accepting || server.held || server.listener.fd < 0 ||
+	    server.client_count >= CLIENTS_MAX)
 		return;
 	if (control_fd_add(&server.listener, EPOLLIN) == 0)
 		server.accepting = true;
+}
+
+void rpc_hold(bool on)
+{
+	server.held = on;
+	on ? server_accept_stop() : server_accept_more();
 }
 
 static void server_accept_again(struct control_timer *t)

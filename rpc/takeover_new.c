@@ -245,8 +245,7 @@ CONTROL_ONLY static int offer_fds(void)
 			rc = vhost_import(rec);
 		} else if (rec->type == TAKEOVER_BDEV && rec->fd_count > 0) {
 			rc = bdev_adopt_offer(rec->body, rec->fds, rec->fd_count);
-			if (rc == 0)
-				rec->fd_count = 0;
+			rec->fd_count = 0;
 		}
 	}
 	return rc;

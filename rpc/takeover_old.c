@@ -2,8 +2,8 @@
 /*
  * The predecessor's side of a takeover. It is a chain of steps on the control
  * thread, with a worker between them for what blocks: freeze, send everything,
- * wait for PREPARED, stop the rings, send where they stand, wait for STARTED,
- * leave. Whatever goes wrong on the way ends in give_up(), which starts the rings
+ * wait for PREPARED, write caches back, stop the rings, write back what is left,
+ * send where the rings stand, wait for STARTED, leave. Whatever goes wrong on the way ends in give_up(), which starts the rings
  * again and lets the configuration be changed again.
  *
  * The last step is delicate. Before we go on after all, the successor must have
@@ -27,7 +27,8 @@
 #define PARTIAL_MS 1000		/* for the rest of half a message */
 #define SETTLE_MS 5000		/* for messages and calls under way, and sessions that end */
 #define PREPARE_MS 60000	/* for the successor to open every bdev */
-#define QUIESCE_MS 5000		/* for requests to end */
+#define FLUSH_MS 30000		/* for caches to be written back */
+#define QUIESCE_MS 5000		/* for requests to end, and what is left in caches */
 #define START_MS 5000
 
 static struct {
@@ -39,8 +40,9 @@ static struct {
 	uint64_t stopped_ns;	/* when the rings were told to stop */
 	struct takeover_batch out, in;
 	struct job job;
-	struct bdev_result flushed;
-	bool flushing;
+	struct bdev_result flush;
+	bool flushing;		/* perhaps for a takeover that was given up */
+	void (*flushed)(void);	/* what follows */
 	bool talking;		/* the job is under way */
 	int timeout_ms;
 	int status;
@@ -90,6 +92,7 @@ CONTROL_ONLY static void give_up(const char *step, const char *why)
 	end();
 	bdev_handover_end();
 	vhost_thaw();
+	rpc_hold(false);
 	pending_pause(false);
 	if (aborted)
 		aborted();
@@ -171,18 +174,10 @@ static void started(struct job *job)
 	old.leave();
 }
 
-static void flushed(struct bdev_result *res)
+CONTROL_ONLY static void send_positions(void)
 {
-	int rc = res->status;
+	int rc = vhost_export_positions(takeover_put, &old.out);
 
-	control_assert();
-	old.flushing = false;
-	control_timer_stop(&old.timer);
-	/* Given up meanwhile. */
-	if (!old.active)
-		return;
-	if (rc == 0)
-		rc = vhost_export_positions(takeover_put, &old.out);
 	if (rc == 0)
 		rc = takeover_put(&old.out, TAKEOVER_END, NULL, 0, NULL, 0);
 	if (rc < 0) {
@@ -192,19 +187,59 @@ static void flushed(struct bdev_result *res)
 	talk(START_MS, started);
 }
 
+static void flush_late(struct control_timer *t)
+{
+	(void)t;
+	control_assert();
+	give_up("writing caches back", "takes too long");
+}
+
+static void flush_end(struct bdev_result *res)
+{
+	control_assert();
+	old.flushing = false;
+	/* Given up meanwhile. */
+	if (!old.active)
+		return;
+	control_timer_stop(&old.timer);
+	if (res->status < 0)
+		give_up("writing caches back", res->reason);
+	else
+		old.flushed();
+}
+
+CONTROL_ONLY static void flush(void (*flushed)(void))
+{
+	uint64_t now = clock_ns();
+
+	old.flushed = flushed;
+	old.flushing = true;
+	old.flush = (struct bdev_result){ .fn = flush_end };
+	old.timer.fn = flush_late;
+	control_timer_start(&old.timer, now < old.deadline_ns ?
+			    (old.deadline_ns - now) / 1000000 + 1 : 1);
+	bdev_handover_flush(&old.flush);
+}
+
 static void quiesce(struct control_timer *t)
 {
 	control_assert();
-	if (clock_ns() > old.deadline_ns) {
+	if (vhost_quiesce())
+		flush(send_positions);
+	else if (clock_ns() > old.deadline_ns)
 		give_up("stopping the rings", "requests do not end");
-		return;
-	}
-	control_timer_start(t, TICK_MS);
-	if (old.flushing || !vhost_quiesce())
-		return;
-	old.flushing = true;
-	old.flushed.fn = flushed;
-	bdev_handover_flush(&old.flushed);
+	else
+		control_timer_start(t, TICK_MS);
+}
+
+CONTROL_ONLY static void stop_rings(void)
+{
+	/* Who connects now is answered by whoever goes on. */
+	rpc_hold(true);
+	old.stopped_ns = clock_ns();
+	old.deadline_ns = old.stopped_ns + QUIESCE_MS * 1000000ull;
+	old.timer.fn = quiesce;
+	quiesce(&old.timer);
 }
 
 static void prepared(struct job *job)
@@ -218,10 +253,9 @@ static void prepared(struct job *job)
 		give_up_errno("the successor's preparations", type < 0 ? type : -EPROTO);
 		return;
 	}
-	old.stopped_ns = clock_ns();
-	old.deadline_ns = old.stopped_ns + QUIESCE_MS * 1000000ull;
-	old.timer.fn = quiesce;
-	quiesce(&old.timer);
+	/* Most of what caches hold is written back while the rings still run. */
+	old.deadline_ns = clock_ns() + FLUSH_MS * 1000000ull;
+	flush(stop_rings);
 }
 
 CONTROL_ONLY static int put_bdevs(void)
