@@ -118,6 +118,11 @@ class Load:
             self.submit(q)
         self.reap()
 
+    def run(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.step()
+
     def drain(self):
         for q in self.fe.q:
             for c in q.wait_all(q.in_flight, WAIT):

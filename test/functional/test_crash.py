@@ -2,132 +2,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """kill -9 under load, a new target, a reconnect: the guest sees a pause and nothing else.
 
-Every sector carries its number, the sequence number of its write and a checksum. A block has at
-most one request at a time, so what it must hold is known: a write lost, done twice (over a newer
-one) or to the wrong place shows up in a later read, at the latest in the one of the whole disk.
-
 ROUNDS=n kills (10); SEED=n repeats a run."""
 import errno
 import os
 import random
-import struct
 import time
-import zlib
 
-from vhostcase import F, MIB, WAIT, VhostCase, spindle
+from load import SECTOR, Load
+from vhostcase import MIB, WAIT, VhostCase, spindle
 
 ROUNDS = int(os.environ.get('ROUNDS', '10'))
 SEED = int(os.environ.get('SEED', '0')) or random.SystemRandom().randrange(1, 1 << 30)
-SECTOR = 512
-BLOCK = 4096
-SECTORS = BLOCK // SECTOR
-FILL = random.Random(1).randbytes(SECTOR)
-
-
-def sector_bytes(number, sequence):
-    body = struct.pack('<QQ', number, sequence) + FILL[:SECTOR - 20]
-    return body + struct.pack('<I', zlib.crc32(body))
-
-
-def block_bytes(block, sequence):
-    return b''.join(sector_bytes(block * SECTORS + i, sequence) for i in range(SECTORS))
-
-
-def explain(block, data):
-    """What a block holds, for a failure's message."""
-    out = []
-    for i in range(SECTORS):
-        piece = data[i * SECTOR:(i + 1) * SECTOR]
-        number, sequence = struct.unpack_from('<QQ', piece)
-        good = zlib.crc32(piece[:-4]) == struct.unpack('<I', piece[-4:])[0]
-        out.append(f'{number - block * SECTORS}:{sequence}' + ('' if good else ' (bad sum)'))
-    return ', '.join(out)
-
-
-class Load:
-    """Requests of a fixed number in flight on each queue; a buffer belongs to a cookie."""
-
-    def __init__(self, fe, blocks, depth, rng):
-        self.fe, self.blocks, self.depth, self.rng = fe, blocks, depth, rng
-        self.holds = [0] * blocks       # sequence of the last write that has ended; 0: never
-        self.sequence = 0
-        self.busy = set()
-        self.pending = [{} for _ in fe.q]
-        self.buffers = [fe.alloc(BLOCK * depth, 4096) for _ in fe.q]
-        self.free = [list(range(depth)) for _ in fe.q]
-        self.done = 0
-
-    def submit(self, q):
-        i = q.index
-        added = False
-        while self.free[i] and q.num_free >= 4:
-            block = self.rng.randrange(self.blocks)
-            if block in self.busy:
-                continue
-            slot = self.free[i].pop(0)
-            gpa = self.buffers[i] + BLOCK * slot
-            write = self.rng.random() < 0.7
-            if write:
-                self.sequence += 1
-                self.fe.mem_write(gpa, block_bytes(block, self.sequence))
-            else:
-                self.fe.mem_write(gpa, b'\x5a' * BLOCK)
-            self.busy.add(block)
-            q.submit(F.T_OUT if write else F.T_IN, block * SECTORS, [(gpa, BLOCK)],
-                     how=F.HOW_NO_KICK, cookie=slot)
-            self.pending[i][slot] = (block, self.sequence if write else 0)
-            added = True
-        if added:
-            q.kick(False)
-
-    def end(self, q, c):
-        i = q.index
-        # KeyError: completed twice. 255: completed and never executed.
-        block, sequence = self.pending[i].pop(c.cookie)
-        if c.status != F.S_OK:
-            raise AssertionError(f'queue {i}: status {c.status} of block {block}')
-        if sequence:
-            self.holds[block] = sequence
-        else:
-            self.check(block, self.fe.mem_read(self.buffers[i] + BLOCK * c.cookie, BLOCK))
-        self.busy.remove(block)
-        self.free[i].append(c.cookie)
-        self.done += 1
-
-    def check(self, block, data):
-        want = block_bytes(block, self.holds[block]) if self.holds[block] else bytes(BLOCK)
-        if data != want:
-            raise AssertionError(f'block {block}: wrote {self.holds[block]}, read '
-                                 + explain(block, data))
-
-    def reap(self):
-        count = 0
-        for q in self.fe.q:
-            for c in q.poll():
-                self.end(q, c)
-                count += 1
-        return count
-
-    def run(self, seconds):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for q in self.fe.q:
-                self.submit(q)
-            self.reap()
-
-    def drain(self):
-        for q in self.fe.q:
-            for c in q.wait_all(q.in_flight, WAIT * 4):
-                self.end(q, c)
-            if q.poll():
-                raise AssertionError('more completions than requests')
-
-    def check_disk(self):
-        step = 64
-        for at in range(0, self.blocks, step):
-            data = self.fe.read(at * SECTORS, step * BLOCK, timeout=WAIT * 4)
-            for i in range(step):
-                self.check(at + i, data[i * BLOCK:(i + 1) * BLOCK])
 
 
 class Crash(VhostCase):
@@ -161,7 +46,7 @@ class Crash(VhostCase):
         opts.setdefault('queues', 2)
         opts.setdefault('queue_size', 128)
         fe = self.connect(self.configure(t, kind, us), mem_size=8 * MIB, **opts)
-        load = Load(fe, self.mib * MIB // BLOCK, 32, self.rng)
+        load = Load(fe, self.mib, 32, self.rng)
         pauses, caught = [], 0
         for _ in range(rounds):
             load.run(self.rng.uniform(0.02, 0.15))
@@ -216,7 +101,7 @@ class Crash(VhostCase):
         # No time to finish between two kills.
         t = self.target('0x3')
         fe = self.connect(self.configure(t, us=20000), mem_size=8 * MIB, queues=2, packed=True)
-        load = Load(fe, self.mib * MIB // BLOCK, 32, self.rng)
+        load = Load(fe, self.mib, 32, self.rng)
         load.run(0.05)
         for _ in range(max(3, ROUNDS // 2)):
             t.kill()
@@ -235,7 +120,7 @@ class Crash(VhostCase):
         for packed in (False, True):
             fe = self.connect(self.configure(t) if not packed else t.path('c0'), mem_size=8 * MIB,
                               queues=2, packed=packed, indirect=True)
-            load = Load(fe, self.mib * MIB // BLOCK, 32, self.rng)
+            load = Load(fe, self.mib, 32, self.rng)
             if packed:
                 fe.write_zeroes([(0, self.mib * MIB // SECTOR)])
             for _ in range(ROUNDS):
