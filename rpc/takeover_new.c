@@ -129,10 +129,11 @@ static void frozen(struct job *job)
 	bdev_handover_end();
 	vhost_thaw();
 	takeover_batch_free(&new.in);
-	close(new.fd);
-	new.fd = -1;
 	log_notice("takeover: all is ours");
 	new.done(new.arg, 0);
+	/* Now the predecessor may exit. */
+	close(new.fd);
+	new.fd = -1;
 }
 
 static void freeze_run(struct job *job)

@@ -30,6 +30,7 @@
 #define FLUSH_MS 30000		/* for caches to be written back */
 #define QUIESCE_MS 5000		/* for requests to end, and what is left in caches */
 #define START_MS 5000
+#define FAREWELL_MS 1000
 
 static struct {
 	bool active;
@@ -156,6 +157,21 @@ static bool cut_off(void)
 	return started;
 }
 
+/* Until the successor has told systemd, say, that it is the one now, and hangs up. */
+static void farewell_run(struct job *job)
+{
+	(void)job;
+	takeover_wait(old.fd, FAREWELL_MS);
+}
+
+static void farewell(struct job *job)
+{
+	(void)job;
+	control_assert();
+	end();
+	old.leave();
+}
+
 static void started(struct job *job)
 {
 	int type;
@@ -170,8 +186,10 @@ static void started(struct job *job)
 	log_notice("takeover: a successor serves our guests after %llu us without us",
 		   (unsigned long long)(clock_ns() - old.stopped_ns) / 1000);
 	vhost_disown();
-	end();
-	old.leave();
+	old.talking = true;
+	old.job.run = farewell_run;
+	old.job.done = farewell;
+	worker_submit(&old.job);
 }
 
 CONTROL_ONLY static void send_positions(void)

@@ -4,6 +4,7 @@
 
 TAKEOVERS=n takeovers in a row (5)."""
 import os
+import socket
 import threading
 
 from takeovercase import (F, MIB, Load, Pauses, Peer, TakeoverCase, drive, drive_for, spindle,
@@ -433,6 +434,23 @@ class Files(TakeoverCase):
             t.args = ['--state', t.path('state.json')]
             t.start()
             self.assertEqual(len(t.rpc('bdev_get_bdevs')), i + 1)
+
+    def test_service_manager_is_told(self):
+        t = self.target()
+        path = t.path('notify')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(path)
+            manager.settimeout(20 * spindle.SLOW)
+            s = self.successor(t, env={'NOTIFY_SOCKET': path})
+            self.assertEqual(manager.recv(100).decode().split('\n'),
+                             ['READY=1', f'MAINPID={s.pid}'])
+            self.wait_over(t, s)
+            s.client = None
+            failed = self.successor(s, '-s', '0', env={'NOTIFY_SOCKET': path})
+            self.assertEqual(failed.wait(), 1)
+            manager.settimeout(0.1)
+            with self.assertRaises(TimeoutError):
+                manager.recv(100)
 
     def test_failed_successor_leaves_the_files(self):
         t = self.target(start=False)

@@ -398,6 +398,20 @@ class CannotSucceed(TakeoverCase):
         self.refused('-s', '1', why='takeover: ')
         self.assertLess(time.monotonic() - began, 10 * spindle.SLOW)
 
+    def test_file_that_is_gone(self):
+        name = self.file(self.t)
+        load = Load(self.connect(self.ctrlr(self.t, 'cf', name), mem_size=8 * MIB), 16)
+        drive_for([load], 0.05)
+        os.rename(self.t.path('f0.img'), self.t.path('elsewhere'))
+        self.refused(why='takeover: bdev f0: ')
+        # Another file in its place is not that disk.
+        with open(self.t.path('f0.img'), 'wb') as f:
+            f.truncate(16 * MIB)
+        self.refused(why='takeover: bdev f0: ')
+        os.rename(self.t.path('elsewhere'), self.t.path('f0.img'))
+        self.take_over(self.t, loads=[load, self.load])
+        self.check_load([load, self.load])
+
     def test_unknown_rpc_method(self):
         self.refused('--rpcs-allowed', 'bdev_get_bdevs,what_is_this', why='what_is_this')
 
