@@ -76,7 +76,18 @@ class Steps(TakeoverCase):
         self.check_load(self.loads)
 
     def test_gone_after_the_request(self):
-        self.fails(lambda peer: None)
+        self.fails(lambda peer: self.t.wait_log('a successor has come'))
+
+    def test_gone_with_the_request(self):
+        # Whether it is seen before its connection's end or not, nothing comes of it.
+        for _ in range(10):
+            self.peer().close()
+        drive_for(self.loads, 0.3)
+        drive(self.loads, lambda: self.t.log().count('a successor has come') ==
+              self.t.log().count(KEPT), 10, 'the predecessor goes on')
+        self.check_load(self.loads)
+        self.check_serves(self.t, *self.names)
+        self.take_over(self.t, loads=self.loads)
 
     def test_gone_amid_the_records(self):
         self.fails(lambda peer: [peer.recv() for _ in range(4)])
