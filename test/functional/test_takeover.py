@@ -25,18 +25,18 @@ class UnderLoad(TakeoverCase):
     timeout = 60 + 10 * TAKEOVERS
     mib = 16
 
-    def disks(self, t, kind, count=1):
+    def disks(self, t, kind, count=1, **params):
         names = []
         for i in range(count):
             bdev = (self.malloc(t, f'b{i}', self.mib) if kind == 'malloc' else
-                    self.file(t, f'b{i}', self.mib, kind=kind))
+                    self.file(t, f'b{i}', self.mib, kind=kind, **params))
             names.append(self.ctrlr(t, f'c{i}', bdev, packed_ring=True))
         return names
 
-    def chain(self, kind, rounds=TAKEOVERS, mask='0x1', args=(), **opts):
+    def chain(self, kind, rounds=TAKEOVERS, mask='0x1', args=(), params=None, **opts):
         t = self.target(mask, *args)
         opts.setdefault('queues', 2)
-        fe = self.connect(self.disks(t, kind)[0], mem_size=8 * MIB, **opts)
+        fe = self.connect(self.disks(t, kind, **(params or {}))[0], mem_size=8 * MIB, **opts)
         load = Load(fe, self.mib)
         session = self.sessions(t)[0]
         files = self.files(t, 'c0')
@@ -64,6 +64,41 @@ class UnderLoad(TakeoverCase):
 
     def test_aio(self):
         self.chain('aio', rounds=max(2, TAKEOVERS // 5))
+
+    def test_file_locked_in_use(self):
+        # Its locks go with the rings, so there is a moment without them.
+        t = self.chain('uring', rounds=3, params={'lock_in_use': True})
+        other = self.target('0x1')
+        self.rpc_fails(other, -16, 'bdev_uring_create', name='f', filename=t.path('b0.img'),
+                       block_size=512)
+
+    def test_file_locks_are_held_throughout(self):
+        t = self.target('0x1')
+        load = Load(self.connect(self.disks(t, 'uring')[0], mem_size=8 * MIB), self.mib)
+        path, other = t.path('b0.img'), self.target('0x1')
+        stop, opened, tries = threading.Event(), [], [0]
+
+        def intruder():
+            while not stop.is_set():
+                tries[0] += 1
+                try:
+                    opened.append(other.rpc('bdev_uring_create', name='f', filename=path,
+                                            block_size=512))
+                    return
+                except spindle.RpcError:
+                    pass
+        thread = threading.Thread(target=intruder)
+        thread.start()
+        try:
+            for _ in range(5):
+                drive_for([load], 0.05)
+                t = self.take_over(t, loads=[load])
+        finally:
+            stop.set()
+            thread.join()
+        self.assertEqual(opened, [])
+        self.assertGreater(tries[0], 20)
+        self.check_load([load])
 
     def test_malloc_packed(self):
         need_packed()
