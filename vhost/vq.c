@@ -534,7 +534,6 @@ int vq_create(const struct vq_params *p, struct vq **out)
 		goto fail;
 	vq->log_mem = p->update.log_mem ? guest_mem_get(p->update.log_mem) : NULL;
 	set_log(vq, &p->update);
-	rc = -ENOMEM;
 	if (p->desc && p->desc->bdev) {
 		vq->ch = bdev_channel_get(p->desc, p->reactor);
 		if (!vq->ch) {
