@@ -61,9 +61,11 @@ static void create_blk_controller(struct rpc_call *call) CONTROL_ONLY
 
 struct ctrlr_args {
 	const char *ctrlr;
+	bool only_unused;
 };
 static const struct rpc_param ctrlr_params[] = {
 	RPC_PARAM(struct ctrlr_args, ctrlr, RPC_REQUIRED),
+	RPC_PARAM(struct ctrlr_args, only_unused, RPC_OPTIONAL),
 };
 
 static void delete_controller(struct rpc_call *call) CONTROL_ONLY
@@ -71,7 +73,7 @@ static void delete_controller(struct rpc_call *call) CONTROL_ONLY
 	const struct ctrlr_args *args = (const void *)call->args;
 	char reason[VHOST_REASON_MAX] = "";
 
-	reply_rc(call, vhost_controller_delete(args->ctrlr, reason), reason);
+	reply_rc(call, vhost_controller_delete(args->ctrlr, args->only_unused, reason), reason);
 }
 
 struct attach_args {

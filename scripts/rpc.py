@@ -484,7 +484,9 @@ COMMANDS = {
         opt('-n --name', 'only this controller')], PRINT),
     'vhost_controller_attach_bdev': ('give a controller without a bdev another one', [
         pos('ctrlr', 'name of the controller'), pos('dev_name', 'name of the bdev')]),
-    'vhost_delete_controller': ('delete a controller', [pos('ctrlr', 'name of the controller')]),
+    'vhost_delete_controller': ('delete a controller', [
+        pos('ctrlr', 'name of the controller'),
+        flag('--only-unused', 'not while a front end is connected')]),
     'vhost_controller_set_coalescing': ('fewer interrupts to the VM at a high rate', [
         pos('ctrlr', 'name of the controller'),
         pos('delay_base_us', 'delay in microseconds, 0 for none', int),

@@ -481,13 +481,20 @@ int vhost_controller_attach(const char *name, const char *dev_name, char reason[
 	return 0;
 }
 
-int vhost_controller_delete(const char *name, char reason[VHOST_REASON_MAX])
+int vhost_controller_delete(const char *name, bool only_unused, char reason[VHOST_REASON_MAX])
 {
 	struct vhost_controller *c = vhost_controller_find(name);
+	const struct vhost_session *s;
 
 	if (!c) {
 		snprintf(reason, VHOST_REASON_MAX, "there is no controller '%.100s'", name);
 		return -ENODEV;
+	}
+	list_for_each(s, &c->sessions, node) {
+		if (only_unused && !s->closing) {
+			snprintf(reason, VHOST_REASON_MAX, "%.100s: a front end is connected", name);
+			return -EBUSY;
+		}
 	}
 	controller_remove(c);
 	return 0;

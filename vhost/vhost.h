@@ -44,9 +44,11 @@ int vhost_controller_create(const struct vhost_controller_opts *opts,
 			    char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
 /*
  * Stop listening, remove the socket, end the sessions. Returns at once; the
- * sessions' in-flight I/O ends in the background. -ENODEV.
+ * sessions' in-flight I/O ends in the background. -ENODEV; -EBUSY: only_unused, and
+ * a front end is connected.
  */
-int vhost_controller_delete(const char *name, char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
+int vhost_controller_delete(const char *name, bool only_unused,
+			    char reason[VHOST_REASON_MAX]) CONTROL_ONLY;
 /*
  * Give a controller whose bdev was removed (or that has none yet) another one; its
  * guests are told the new size. -ENODEV, -EPERM as above; -EBUSY: it has one;

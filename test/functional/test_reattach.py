@@ -70,6 +70,16 @@ class Reattach(VhostCase):
         fe.wait_config_change(1, WAIT)
         self.check_io(fe)
 
+    def test_delete_only_unused(self):
+        t = self.target()
+        fe = self.connect(self.ctrlr(t, 'c0', self.malloc(t, 'm0')))
+        self.rpc_fails(t, -32602, 'vhost_delete_controller', 'Device or resource busy',
+                       ctrlr='c0', only_unused=True)
+        self.check_io(fe)
+        fe.destroy()
+        self.wait_sessions(t, 0)
+        t.rpc('vhost_delete_controller', ctrlr='c0', only_unused=True)
+
 
 if __name__ == '__main__':
     spindle.run_tests()

@@ -95,7 +95,7 @@ PARAMETERS = {
         'ctrlr*': S, 'dev_name*': S, 'cpumask': S, 'readonly': B, 'packed_ring': B,
         'transport': S, 'writeback': B},
     'vhost_controller_attach_bdev': {'ctrlr*': S, 'dev_name*': S},
-    'vhost_delete_controller': {'ctrlr*': S},
+    'vhost_delete_controller': {'ctrlr*': S, 'only_unused': B},
     'vhost_controller_set_coalescing': {
         'ctrlr*': S, 'delay_base_us*': U32, 'iops_threshold*': U32},
     'vhost_get_controllers': {'name': S},

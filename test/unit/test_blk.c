@@ -475,7 +475,7 @@ static void delete_controller(struct msg *msg)
 	char reason[VHOST_REASON_MAX];
 
 	(void)msg;
-	vhost_controller_delete("v", reason);
+	vhost_controller_delete("v", false, reason);
 }
 
 static const char *deleted_under(struct fe *fe)
