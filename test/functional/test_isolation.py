@@ -46,7 +46,7 @@ class Isolation(VhostCase):
         self.assertEqual(child.stdout.readline(), 'ready\n')
         return child
 
-    def check_others(self, seconds=1.0, rate=200):
+    def check_others(self, seconds=1.0):
         """I/O and every reading RPC, for a while; the slowest answers are prompt."""
         calls = [('spdk_get_version', {}), ('rpc_get_methods', {}), ('bdev_get_bdevs', {}),
                  ('bdev_get_iostat', {}), ('vhost_get_controllers', {}),
@@ -67,7 +67,8 @@ class Isolation(VhostCase):
         print(f'     slowest of {count}: RPC {worst_rpc * 1e3:.1f} ms, I/O {worst_io * 1e3:.1f} ms')
         self.assertLess(worst_rpc, PROMPT)
         self.assertLess(worst_io, PROMPT)
-        self.assertGreater(count, 0 if spindle.SANITIZER else seconds * rate / 10)
+        # How many it were is the machine's matter; that it went on is ours.
+        self.assertGreater(count, 0)
         # Changing things works as well: a whole life of another disk.
         start = time.monotonic()
         self.null(self.t, 'extra')

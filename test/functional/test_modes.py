@@ -73,7 +73,8 @@ class Idle(VhostCase):
 
     def test_polling_is_the_default(self):
         t = self.target()
-        self.assertGreater(self.share(t, 0.5), 0.2)
+        # A sleeping one takes a thousandth; a loaded machine leaves this one less than all.
+        self.assertGreater(self.share(t, 0.5), 0.05)
 
     def test_hostile_kick_fd_spins_nothing_for_ever(self):
         # A kick fd that is always readable must not hang the others, nor lose their kicks.

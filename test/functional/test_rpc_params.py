@@ -252,12 +252,13 @@ class Config(RpcCase):
         t.cli('load_config', '-j', path)
         self.assertEqual(json.loads(t.cli('save_config').stdout), saved)
 
-    def test_a_controller_without_its_bdev_is_left_out(self):
+    def test_a_controller_without_its_bdev_is_saved_so(self):
         t = self.target()
         t.rpc('bdev_null_create', name='n0', num_blocks=2048, block_size=512)
         t.rpc('vhost_create_blk_controller', ctrlr='c', dev_name='n0')
         t.rpc('bdev_null_delete', name='n0')
-        self.assertEqual(t.rpc('framework_get_config', name='vhost_blk'), [])
+        (call,) = t.rpc('framework_get_config', name='vhost_blk')
+        self.assertEqual((call['params']['ctrlr'], call['params']['dev_name']), ('c', ''))
 
 
 class Cli(RpcCase):
