@@ -320,17 +320,32 @@ class Guest:
 
     # ---- migration ------------------------------------------------------------------
 
-    def migrate_to(self, to, timeout=60, **parameters):
-        """Live migration to a QEMU that waits for it; query-migrate's last answer.
-
-        The scripts under way are now those of `to`, and so is `watch`; this Guest is closed.
-        parameters: those of migrate-set-parameters. When it fails, GuestError with QEMU's
-        reason, and this guest is still what it was.
-        """
+    def migrate_start(self, to, **parameters):
+        """Start a live migration; parameters: those of migrate-set-parameters."""
+        while self._has_event("MIGRATION"):
+            self.wait_event("MIGRATION")
         self.qmp("migrate-set-capabilities",
                  capabilities=[{"capability": "events", "state": True}])
         self.qmp("migrate-set-parameters", **parameters)
         self.qmp("migrate", uri="unix:%s/incoming" % to.tmp)
+
+    def migrate_cancel(self, timeout=30):
+        while self._has_event("MIGRATION"):
+            self.wait_event("MIGRATION")
+        self.qmp("migrate_cancel")
+        status = None
+        while status != "cancelled":
+            status = self.wait_event("MIGRATION", timeout)["data"]["status"]
+            if status == "completed":
+                raise GuestError("the migration was too fast to be cancelled")
+
+    def migrate_to(self, to, timeout=60, **parameters):
+        """Live migration to a QEMU that waits for it; query-migrate's last answer.
+
+        The scripts under way are now those of `to`, and so is `watch`; this Guest is closed.
+        When it fails, GuestError with QEMU's reason, and this guest is still what it was.
+        """
+        self.migrate_start(to, **parameters)
         deadline = time.monotonic() + timeout
         status = None
         while status not in ("completed", "failed", "cancelled"):

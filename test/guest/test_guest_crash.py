@@ -44,8 +44,7 @@ class Crash(GuestTest):
     def configure(cls, slow):
         """slow: requests take so long that the kill is sure to find some in flight."""
         for name in cls.kinds:
-            cls.t.rpc('bdev_aio_create', filename=cls.t.path(name + '.img'), name=name,
-                      block_size=512)
+            cls.bdev(name)
             if slow:
                 us = 40000
                 cls.t.rpc('bdev_delay_create', base_bdev_name=name, name=name + '.slow',
@@ -53,6 +52,10 @@ class Crash(GuestTest):
                           p99_write_latency=us)
             cls.t.rpc('vhost_create_blk_controller', ctrlr='v.' + name,
                       dev_name=name + '.slow' * slow, packed_ring=name == 'packed')
+
+    @classmethod
+    def bdev(cls, name):
+        cls.t.rpc('bdev_aio_create', filename=cls.t.path(name + '.img'), name=name, block_size=512)
 
     def start_again(self, slow):
         self.t.start()
