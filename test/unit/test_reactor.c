@@ -572,6 +572,59 @@ static void test_never_sleeps(void **state)
 	assert_false(after.asleep);
 }
 
+static unsigned int poll_nothing(struct poller *p)
+{
+	(void)p;
+	return 0;
+}
+
+static void add_poller(void *arg)
+{
+	reactor_poller_add(arg);
+}
+
+static void del_poller(void *arg)
+{
+	reactor_poller_del(arg);
+}
+
+static bool none_asleep(void *arg)
+{
+	struct reactor_times times;
+
+	(void)arg;
+	for (unsigned int i = 0; i < reactor_count(); i++) {
+		reactor_get_times(reactor_by_index(i), &times);
+		if (times.asleep)
+			return false;
+	}
+	return true;
+}
+
+/* Only a reactor that has nothing to poll makes room, and it still takes messages. */
+static void test_yields(void **state)
+{
+	static struct poller idle = { .name = "idle", .poll = poll_nothing };
+	struct reactor_times times;
+
+	(void)state;
+	harness_on_reactor(0, add_poller, &idle);
+	reactors_yield(true);
+	do {
+		reactor_get_times(reactor_by_index(1), &times);
+	} while (!times.asleep);
+	nap_ms(20);
+	reactor_get_times(reactor_by_index(0), &times);
+	assert_false(times.asleep);
+	harness_on_reactor(0, del_poller, &idle);
+	harness_wait_until(all_asleep, NULL);
+	harness_on_reactor(1, nothing, NULL);
+	reactors_yield(false);
+	harness_wait_until(none_asleep, NULL);
+	nap_ms(20);
+	assert_true(none_asleep(NULL));
+}
+
 /* ------- visits, identity, starting ------- */
 
 struct visitor {
@@ -699,6 +752,7 @@ int main(void)
 		IN_MODE(test_sleeps, start_interrupt),
 		IN_MODE(test_sleeps, start_short_poll),
 		IN_MODE(test_never_sleeps, start_poll_always),
+		IN_MODE(test_yields, start_poll_always),
 		IN_MODE(test_visit, start_interrupt),
 		IN_MODE(test_identity, start_short_poll),
 	};
