@@ -449,6 +449,8 @@ static void predecessor_gone(struct control_fd *cf, uint32_t events)
 		control_fd_del(cf);
 		close(cf->fd);
 	}
+	if (app.draining)
+		return;
 	if (o->lock_cores && reactors_lock_cores() < 0)
 		log_warning("going on without the core locks");
 	if (rpc_files_follow(&o->files) < 0)

@@ -3,8 +3,9 @@
  * The predecessor's side of a takeover. It is a chain of steps on the control
  * thread, with a worker between them for what blocks: freeze, send everything,
  * wait for PREPARED, write caches back, stop the rings, write back what is left,
- * send where the rings stand, wait for STARTED, leave. Whatever goes wrong on the way ends in give_up(), which starts the rings
- * again and lets the configuration be changed again.
+ * send where the rings stand, wait for STARTED, leave. Whatever goes wrong on the
+ * way ends in give_up(), which starts the rings again and lets the configuration
+ * be changed again.
  *
  * The last step is delicate. Before we go on after all, the successor must have
  * lost the power to start: the connection is shut down first, so that its STARTED
