@@ -229,6 +229,7 @@ class Meanwhile(TakeoverCase):
         drive([load], lambda: not t.running(), 20, 'the end of the predecessor')
         drive([load], lambda: all(TAKEN in s.log() or not s.running() for s in both), 20,
               'the end of both')
+        drive([load], lambda: sum(s.running() for s in both) == 1, 10, 'one to be left')
         drive_for([load], 0.3)
         alive = [s for s in both if s.running()]
         self.assertEqual(len(alive), 1, [s.log_tail() for s in both])
