@@ -8,10 +8,17 @@
  * over when another client asks; `exclusive` takes it at once and keeps it. A
  * target that was killed leaves its lock behind, and librbd would wait half a
  * minute for the dead owner. So each writable open leaves its mark in the
- * image's metadata: boot id and pid namespace, process, its start time, and the address of its
- * RADOS client. An owner that our mark names, of this boot, whose process is
- * gone, is dead for certain: its lock is broken, and it is blocklisted, before we
- * go on. Any other owner is left alone.
+ * image's metadata: boot id and pid namespace, process, its start time, and the
+ * address of its RADOS client. An owner that one of our marks names, of this
+ * boot, whose process is gone, is dead for certain: its lock is broken, and it is
+ * blocklisted, before we go on. Any other owner is left alone.
+ *
+ * Several processes may have an image open (a migration, a takeover that failed),
+ * and any of them may have the lock: their marks stand side by side, the latest
+ * last. The dead that had no lock are blocklisted as well: with the lock feature
+ * they have no writes under way, but those that were killed have a watch, which
+ * would hold up each notification for seconds; without that feature, a late write
+ * of theirs must not land on one of ours.
  */
 #include "bdev/bdev_rbd.h"
 
@@ -27,8 +34,11 @@
 
 #define MARK_KEY "spindle.owner"
 #define MARK_MAX 256
+#define MARKS_KEPT 8
+#define MARKS_MAX (MARKS_KEPT * MARK_MAX)
 #define PLACE_MAX 96
 #define OWNERS_MAX 4
+#define WATCHERS_MAX 32
 
 int rbd_fail(struct rbd_bdev *rb, int status, const char *fmt, ...)
 {
@@ -103,24 +113,79 @@ static int make_mark(struct rbd_bdev *rb, char mark[MARK_MAX])
 	return 0;
 }
 
-/* Whether `mark` is of a process of this boot that is gone, with this address. */
-static bool mark_is_dead(const char *mark, const char *owner)
+/* All marks, "; " between them; what cannot be read is as good as none. */
+static void read_marks(struct rbd_bdev *rb, char marks[MARKS_MAX])
 {
-	char place[PLACE_MAX], theirs[PLACE_MAX], addrs[128];
+	size_t len = MARKS_MAX;
+
+	if (rbd_metadata_get(rb->image, MARK_KEY, marks, &len) < 0)
+		marks[0] = '\0';
+}
+
+/* The mark behind this one, NULL: it is the last. */
+static const char *next_mark(const char *mark)
+{
+	mark = strchr(mark, ';');
+	return mark ? mark + 1 + strspn(mark + 1, " ") : NULL;
+}
+
+/* Whether a mark is of a process of this boot that is gone; addrs: its client's. */
+static bool mark_is_dead(const char *mark, char addrs[MARK_MAX])
+{
+	char place[PLACE_MAX], theirs[PLACE_MAX];
 	unsigned long long started;
-	const char *at;
 	int pid;
 
-	if (sscanf(mark, "%95s %d %llu %127s", theirs, &pid, &started, addrs) != 4)
+	if (sscanf(mark, "%95s %d %llu %255[^; ]", theirs, &pid, &started, addrs) != 4)
 		return false;
 	read_place(place);
-	if (strcmp(place, theirs) != 0 || (start_time(pid) != 0 && start_time(pid) == started))
-		return false;
-	/* "127.0.0.1:0/123" inside "[v2:127.0.0.1:0/123,...]", and not of ".../1234" */
-	at = strstr(addrs, owner);
-	if (!at || (at > addrs && !strchr(":[,", at[-1])))
-		return false;
-	return strchr(",]", at[strlen(owner)]) != NULL;
+	return !strcmp(place, theirs) && (start_time(pid) == 0 || start_time(pid) != started);
+}
+
+/* "127.0.0.1:0/123" is inside "[v2:127.0.0.1:0/123,...]", and not inside ".../1234]" */
+static bool addrs_have(const char *addrs, const char *addr)
+{
+	const char *at = strstr(addrs, addr);
+
+	return at && addr[0] && (at == addrs || strchr(":[,", at[-1])) &&
+	       strchr(",]", at[strlen(addr)]);
+}
+
+/* Whether one of the marks is of the dead, with this address. */
+static bool owner_is_dead(const char *marks, const char *owner)
+{
+	char addrs[MARK_MAX];
+
+	for (const char *mark = marks; mark; mark = next_mark(mark)) {
+		if (mark_is_dead(mark, addrs) && addrs_have(addrs, owner))
+			return true;
+	}
+	return false;
+}
+
+/* Ours behind those of others that may yet count. */
+static int leave_mark(struct rbd_bdev *rb, const char *marks)
+{
+	char mark[MARK_MAX], addrs[MARK_MAX], text[MARKS_MAX + MARK_MAX];
+	const char *keep[MARKS_KEPT];
+	size_t count = 0, len = 0;
+	int rc = make_mark(rb, mark);
+
+	if (rc < 0)
+		return rc;
+	for (const char *m = marks; m && m[0]; m = next_mark(m)) {
+		/* An older one of this very client says the same. */
+		if (mark_is_dead(m, addrs) || !strncmp(m, mark, strlen(mark)))
+			continue;
+		if (count == MARKS_KEPT - 1)
+			memmove(keep, keep + 1, --count * sizeof(*keep));
+		keep[count++] = m;
+	}
+	for (size_t i = 0; i < count; i++)
+		len += (size_t)snprintf(text + len, sizeof(text) - len, "%.*s; ",
+					(int)MIN(strcspn(keep[i], ";"), (size_t)MARK_MAX - 3), keep[i]);
+	snprintf(text + len, sizeof(text) - len, "%s", mark);
+	return rbd_metadata_set(rb->image, MARK_KEY, text);
 }
 
 /* ------- the exclusive lock ------- */
@@ -136,11 +201,11 @@ static int break_lock(struct rbd_bdev *rb, rbd_lock_mode_t mode, const char *own
 	return 0;
 }
 
-/* 0 when nobody holds it, or only the dead did. */
-static int check_owners(struct rbd_bdev *rb)
+/* 0 when nobody holds it, or only the dead did; broken: who, who is fenced by that. */
+static int check_owners(struct rbd_bdev *rb, const char *marks, char broken[MARK_MAX])
 {
-	char *owners[OWNERS_MAX], mark[MARK_MAX] = "";
-	size_t count = OWNERS_MAX, len = sizeof(mark);
+	size_t count = OWNERS_MAX;
+	char *owners[OWNERS_MAX];
 	rbd_lock_mode_t mode;
 	int rc = rbd_lock_get_owners(rb->image, &mode, owners, &count);
 
@@ -149,46 +214,94 @@ static int check_owners(struct rbd_bdev *rb)
 	if (rc < 0)
 		return rbd_fail(rb, rc, "cannot read the locks of image %s: %s", rb->opts.image,
 				strerror(-rc));
-	if (rbd_metadata_get(rb->image, MARK_KEY, mark, &len) < 0)
-		mark[0] = '\0';
 	for (size_t i = 0; i < count && rc == 0; i++) {
-		if (mark_is_dead(mark, owners[i]))
+		if (owner_is_dead(marks, owners[i])) {
 			rc = break_lock(rb, mode, owners[i]);
-		else if (rb->opts.exclusive)
+			snprintf(broken, MARK_MAX, "%s", owners[i]);
+		} else if (rb->opts.exclusive) {
 			rc = rbd_fail(rb, -EBUSY, "image %s is locked by another client, %s",
 				      rb->opts.image, owners[i]);
+		}
 	}
 	rbd_lock_get_owners_cleanup(owners, count);
 	return rc;
 }
 
+static bool is_watching(struct rbd_bdev *rb, const char *addrs)
+{
+	rbd_image_watcher_t watchers[WATCHERS_MAX];
+	size_t count = WATCHERS_MAX;
+	bool found = false;
+
+	/* More than there is room for: who knows. */
+	if (rbd_watchers_list(rb->image, watchers, &count) < 0)
+		return true;
+	for (size_t i = 0; i < count; i++)
+		found |= addrs_have(addrs, watchers[i].addr);
+	rbd_watchers_list_cleanup(watchers, count);
+	return found;
+}
+
+/* Blocklist one client: from here on no request of its is executed before one of ours. */
+static void fence(struct rbd_bdev *rb, char *addrs)
+{
+	char *addr = addrs + strspn(addrs, "[");
+	int rc;
+
+	/* Any of its addresses names it, without the protocol. */
+	addr[strcspn(addr, ",]")] = '\0';
+	if (addr[0] == 'v' && addr[1] && addr[2] == ':')
+		addr += 3;
+	rc = rados_blocklist_add(rb->conn->rados, addr, 0);
+	/* Our requests tell the OSDs of it that have not heard yet. */
+	if (rc == 0)
+		rc = rados_wait_for_latest_osdmap(rb->conn->rados);
+	if (rc < 0)
+		log_warning("image %s: cannot fence our dead predecessor %s: %s: writes of its that "
+			    "are still on their way may land", rb->opts.image, addr, strerror(-rc));
+	else
+		log_notice("image %s: fenced our dead predecessor %s", rb->opts.image, addr);
+}
+
+/* The dead, but for one who is fenced already, and who closed the image if there is a lock. */
+static void fence_dead(struct rbd_bdev *rb, const char *marks, const char *broken, bool locking)
+{
+	char addrs[MARK_MAX];
+
+	for (const char *mark = marks; mark; mark = next_mark(mark)) {
+		if (mark_is_dead(mark, addrs) && !addrs_have(addrs, broken) &&
+		    (!locking || is_watching(rb, addrs)))
+			fence(rb, addrs);
+	}
+}
+
 static int take_lock(struct rbd_bdev *rb)
 {
+	char marks[MARKS_MAX], broken[MARK_MAX] = "";
 	uint64_t features = 0;
-	char mark[MARK_MAX];
-	int rc;
+	bool locking;
+	int rc = 0;
 
 	if (rb->opts.readonly || rb->opts.snapshot)
 		return 0;
 	rbd_get_features(rb->image, &features);
-	if (!(features & RBD_FEATURE_EXCLUSIVE_LOCK)) {
-		if (!rb->opts.exclusive)
-			return 0;
+	locking = features & RBD_FEATURE_EXCLUSIVE_LOCK;
+	if (!locking && rb->opts.exclusive)
 		return rbd_fail(rb, -ENOTSUP, "image %s has no exclusive-lock feature",
 				rb->opts.image);
-	}
-	rc = check_owners(rb);
+	read_marks(rb, marks);
+	if (locking)
+		rc = check_owners(rb, marks, broken);
 	if (rc < 0)
 		return rc;
+	fence_dead(rb, marks, broken, locking);
 	if (rb->opts.exclusive) {
 		rc = rbd_lock_acquire(rb->image, RBD_LOCK_MODE_EXCLUSIVE);
 		if (rc < 0)
 			return rbd_fail(rb, rc, "cannot take the exclusive lock of image %s: %s",
 					rb->opts.image, strerror(-rc));
 	}
-	rc = make_mark(rb, mark);
-	if (rc == 0)
-		rc = rbd_metadata_set(rb->image, MARK_KEY, mark);
+	rc = leave_mark(rb, marks);
 	if (rc < 0)
 		log_warning("image %s: cannot leave our mark: %s; if we are killed, our lock will "
 			    "hold up the next opener", rb->opts.image, strerror(-rc));
