@@ -207,6 +207,11 @@ struct bdev *bdev_next(struct bdev *after)
 	return next == &bdevs ? NULL : list_entry(next, struct bdev, node);
 }
 
+bool bdev_has_own_cache(const struct bdev *bdev)
+{
+	return bdev->ops->own_cache && bdev->write_cache;
+}
+
 void bdev_reserve_names(bool (*reserved)(const char *name))
 {
 	name_reserved = reserved;

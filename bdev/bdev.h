@@ -134,6 +134,8 @@ struct bdev *bdev_find(const char *name_or_uuid) CONTROL_ONLY;
 void bdev_reserve_names(bool (*reserved)(const char *name)) CONTROL_ONLY;
 /* In creation order; NULL starts, NULL ends. */
 struct bdev *bdev_next(struct bdev *after) CONTROL_ONLY;
+/* Whether what was written may be in memory of this process alone until a FLUSH. */
+bool bdev_has_own_cache(const struct bdev *bdev);
 
 /* "Malloc disk" and the like, as bdev_get_bdevs reports it. */
 const char *bdev_product_name(const struct bdev *bdev);

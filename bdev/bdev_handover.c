@@ -174,7 +174,7 @@ void bdev_handover_flush(struct bdev_result *res)
 	all->res = res;
 	all->pending = 1;
 	while ((bdev = bdev_next(bdev))) {
-		if (!bdev->ops->own_cache || !bdev->write_cache)
+		if (!bdev_has_own_cache(bdev))
 			continue;
 		rc = flush_bdev(all, bdev);
 		if (rc < 0)

@@ -80,6 +80,7 @@ struct vq {
 	uint32_t inflight_now;
 	bool readonly, writethrough, write_cache;
 	bool broken, stopping;
+	bool own_cache, flushed;	/* see vq_idle() */
 	bool detached;			/* its front end is gone: the rings are not ours any more */
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
@@ -96,6 +97,7 @@ struct vq {
 	uint32_t coalescing_us, coalescing_iops;
 	uint64_t interval_start, interval_count, call_delay, next_call;
 	struct timer call_timer;
+	struct bdev_io flush;
 	/* Read by anyone. */
 	CACHE_ALIGNED counter64 inflight;
 	counter64 requests;

@@ -354,6 +354,34 @@ REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
 	control_post(&vq->msg);
 }
 
+static void flush_done(struct bdev_io *io, int err)
+{
+	struct vq *vq = container_of(io, struct vq, flush);
+
+	reactor_assert();
+	if (err)
+		log_limited(LOG_ERROR, vq->limit, "%s: cannot write back what is cached: %s", vq->name,
+			    strerror(-err));
+	vq_report_stopped(vq);
+}
+
+/*
+ * Stopping, and the last request has ended. The guest may go on at another target:
+ * what is cached in this process must be on the storage before it does.
+ */
+REACTOR_ONLY static void vq_idle(struct vq *vq)
+{
+	if (!vq->own_cache || vq->flushed) {
+		vq_report_stopped(vq);
+		return;
+	}
+	vq->flushed = true;
+	vq->flush.ch = vq->ch;
+	vq->flush.type = BDEV_FLUSH;
+	vq->flush.done = flush_done;
+	bdev_submit(&vq->flush);
+}
+
 static void vq_publish(struct defer *d)
 {
 	struct vq *vq = container_of(d, struct vq, publish);
@@ -363,7 +391,7 @@ static void vq_publish(struct defer *d)
 		vq_notify(vq);
 	counter_set(&vq->inflight, vq->inflight_now);
 	if (unlikely(vq->stopping) && vq->inflight_now == 0)
-		vq_report_stopped(vq);
+		vq_idle(vq);
 }
 
 static void start_msg(struct msg *msg)
@@ -397,7 +425,7 @@ static void stop_msg(struct msg *msg)
 	if (!vq->broken)
 		reactor_poller_del(&vq->poller);
 	if (vq->inflight_now == 0 && !vq->publish.queued)
-		vq_report_stopped(vq);
+		vq_idle(vq);
 }
 
 static void updated_msg(struct msg *msg)
@@ -541,6 +569,7 @@ int vq_create(const struct vq_params *p, struct vq **out)
 			goto fail;
 		}
 		vq->write_cache = p->desc->bdev->write_cache;
+		vq->own_cache = bdev_has_own_cache(p->desc->bdev);
 	}
 	rc = reqs_create(vq, p->ring.num);
 	if (rc < 0)

@@ -3,7 +3,7 @@
 """Targets that are killed, replaced and migrated from, under load on RBD images: the guest sees a
 pause and nothing else.
 
-The load is that of test_crash: every sector carries its number, the sequence number of its write
+The load is that of load.py: every sector carries its number, the sequence number of its write
 and a checksum, a block has one request at a time, and each read is compared with the last write
 that has ended. A write lost, done over a newer one, completed twice or not at all is a failure.
 
@@ -16,7 +16,7 @@ import signal
 import time
 
 from ceph import CephCase, F, MIB, POOL, SLOW, pattern, spindle
-from test_crash import BLOCK, Load
+from load import BLOCK, Load
 
 ROUNDS = int(os.environ.get('ROUNDS', '0'))
 SEED = int(os.environ.get('SEED', '0')) or random.SystemRandom().randrange(1, 1 << 30)
@@ -30,7 +30,7 @@ class Guest(Load):
     DEPTH = 16
 
     def __init__(self, fe, rng, mib=SIZE):
-        super().__init__(fe, mib * MIB // BLOCK, self.DEPTH, rng)
+        super().__init__(fe, mib, self.DEPTH, rng)
         self.was_read = set()       # pages
         self.forget_gap()
 
