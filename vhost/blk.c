@@ -45,7 +45,8 @@ COLD REACTOR_ONLY static void log_written(const struct blk_req *req)
 REACTOR_ONLY static void blk_finish(struct blk_req *req, uint8_t status)
 {
 	if (likely(!req->vq->detached)) {
-		*req->status = status;
+		/* Atomic: nothing keeps a guest from naming one byte in two requests. */
+		__atomic_store_n(req->status, status, __ATOMIC_RELAXED);
 		if (unlikely(req->vq->vring.log))
 			log_written(req);
 	}

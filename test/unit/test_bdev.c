@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ------- the backend ------- */
 
@@ -63,12 +64,23 @@ static void puppet_close(struct bdev_channel *ch)
 	atomic_fetch_add(&puppet_of(ch)->closes, 1);
 }
 
+/* Threads that may still look at the reactor they have sent a request home to. */
+static atomic_int strangers;
+
 static void *stranger(void *arg)
 {
 	struct bdev_io *io = arg;
 
 	bdev_io_done_foreign(io, puppet_of(io->ch)->status);
+	atomic_fetch_sub(&strangers, 1);
 	return NULL;
+}
+
+static int teardown(void **state)
+{
+	while (atomic_load(&strangers) > 0)
+		usleep(1000);
+	return harness_teardown(state);
 }
 
 static void puppet_submit(struct bdev_io *io)
@@ -92,8 +104,11 @@ static void puppet_submit(struct bdev_io *io)
 	case FOREIGN:
 		pthread_attr_init(&attr);
 		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-		if (pthread_create(&thread, &attr, stranger, io))
+		atomic_fetch_add(&strangers, 1);
+		if (pthread_create(&thread, &attr, stranger, io)) {
+			atomic_fetch_sub(&strangers, 1);
 			bdev_io_done_later(io, -EAGAIN);
+		}
 		pthread_attr_destroy(&attr);
 		break;
 	case HOLD:
@@ -779,5 +794,5 @@ int main(void)
 		cmocka_unit_test(test_iovecs),
 	};
 
-	return harness_main("bdev", tests, ARRAY_SIZE(tests), harness_setup_two, harness_teardown);
+	return harness_main("bdev", tests, ARRAY_SIZE(tests), harness_setup_two, teardown);
 }
