@@ -283,14 +283,6 @@ COLD REACTOR_ONLY static void start_other(struct vq *vq, struct blk_req *req, ui
 		blk_finish(req, status);
 }
 
-REACTOR_ONLY static inline void note_inflight(struct vq *vq, const struct packed_head *head)
-{
-	if (vq->vring.packed)
-		inflight_take_packed(vq->fl, &vq->vring, head);
-	else
-		inflight_take(vq->fl, head->id, head->first);
-}
-
 enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
 			   const struct blk_again *again)
 {
@@ -309,12 +301,8 @@ enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
-	/*
-	 * Not before the descriptors have been read: a store to the entry of this head
-	 * would hold up the loads of its descriptors, which lie 4 KiB apart from it.
-	 */
-	if (vq->fl && likely(!again))
-		note_inflight(vq, head);
+	if (vq->vring.packed && vq->fl && !again)
+		inflight_take_packed(vq->fl, &vq->vring, head);
 	req->status = take_status(c);
 	req->used_len = 1;
 	req->settling = req->data_in = false;

@@ -171,7 +171,7 @@ struct blk_again {
 #define BLK_FROM_RING NULL
 /*
  * blk.c: start this request, of the ring or to be done again. A fault breaks the
- * queue; then one from the ring has not been noted as in flight.
+ * queue. One from a packed ring is noted as in flight here, if it is none.
  */
 enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
 			   const struct blk_again *again) REACTOR_ONLY;

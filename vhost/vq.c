@@ -222,6 +222,7 @@ REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head
 		fault = blk_start(vq, head, again);
 		if (likely(fault == VRING_OK))
 			return true;
+		/* From a packed ring it has not been noted; from a split one: forget_rest(). */
 		if (vq->fl && again)
 			inflight_forget(vq->fl, head->id);
 		vq_release_iov(vq, req);
@@ -230,6 +231,15 @@ REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head
 	}
 	vq_break(vq, fault, head->id);
 	return false;
+}
+
+/* The queue is broken: these were noted as in flight, and will never begin. */
+COLD REACTOR_ONLY static void forget_rest(struct vq *vq, const uint16_t *heads, unsigned int count)
+{
+	for (unsigned int i = 0; vq->fl && i < count; i++) {
+		if (!vq->reqs[heads[i]].busy)
+			inflight_forget(vq->fl, heads[i]);
+	}
 }
 
 REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
@@ -244,14 +254,17 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 	for (int i = 0; i < n; i++) {
 		vring_prefetch(&vq->vring, heads[i]);
 		__builtin_prefetch(&vq->reqs[heads[i]]);
-		if (vq->fl)
-			__builtin_prefetch(&vq->fl->split->desc[heads[i]], 1);
+		/* Here, and not when it begins: among loads that miss the store costs more. */
+		if (vq->fl && likely(!vq->reqs[heads[i]].busy))
+			inflight_take(vq->fl, heads[i], (uint16_t)i);
 	}
 	for (int i = 0; i < n; i++) {
-		struct packed_head head = { .id = heads[i], .first = (uint16_t)i };
+		struct packed_head head = { .id = heads[i] };
 
-		if (unlikely(!vq_begin(vq, &head, BLK_FROM_RING)))
+		if (unlikely(!vq_begin(vq, &head, BLK_FROM_RING))) {
+			forget_rest(vq, heads + i, (unsigned int)(n - i));
 			break;
+		}
 	}
 	if (vq->fl)
 		inflight_taken(vq->fl, (unsigned int)n);
