@@ -134,6 +134,7 @@ REACTOR_ONLY static bool show_packed(struct vq *vq)
 			inflight_push_packed(vq->fl, &vq->vring, e);
 		else
 			packed_push(&vq->vring, e->head, e->count, e->len);
+		vq->reqs[e->head].busy = false;
 	}
 	vq->ended_count = 0;
 	return packed_publish(&vq->vring);
@@ -184,7 +185,8 @@ void vq_complete(struct vq *vq, struct blk_req *req)
 		vq_push(vq, req);
 	if (unlikely(req->iov != req->inline_iov))
 		vq_release_iov(vq, req);
-	req->busy = false;
+	/* Until show_packed(): the in-flight region knows its entries by this id. */
+	req->busy = vq->vring.packed;
 	vq->inflight_now--;
 	reactor_defer(DEFER_PUBLISH, &vq->publish);
 }

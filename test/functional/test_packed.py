@@ -415,6 +415,21 @@ class Hostile(Case):
         self.inject(self.t, self.stuck, 'clear', 'clear')
         self.check_io(self.other)
 
+    def test_id_of_one_that_ends_at_once(self):
+        # Its used entry is not written yet, and what the in-flight region has of it goes by the id.
+        fe = self.connect(self.path, queue_size=32, mem_size=2 * MIB)
+        self.check_io(fe)
+        g = fe.alloc(4096, 4096)
+        fe.mem_write(g, struct.pack('<IIQ', F.T_IN, 0, 0))
+        fe.mem_write(g + 1024, struct.pack('<IIQ', 0x99, 0, 0))
+        fe.gpa = g
+        unknown = [(g + 1024, 16, 5, F.DESC_NEXT)]
+        unknown += [(g + 512, 16, 5, F.DESC_NEXT | F.DESC_WRITE)] * 8
+        unknown += [(g + 100, 1, 5, F.DESC_WRITE)]
+        self.put(fe, unknown + self.good(fe, 5))
+        self.assertGreater(fe.q[0].error(WAIT), 0)
+        self.check_io(self.other)
+
     def test_more_than_the_ring_holds(self):
         # A device that never answers, and a driver that makes the next lap available.
         fe = self.guest(indirect=False)
