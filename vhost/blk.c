@@ -38,8 +38,8 @@ COLD REACTOR_ONLY static void log_written(const struct blk_req *req)
 
 	/* A read that failed may have written anything up to its end. */
 	if (req->data_in)
-		dirty_log_iov(&vq->log, vq->mem, req->chain.iov + req->chain.out, req->chain.in);
-	dirty_log_hva(&vq->log, vq->mem, req->status, 1);
+		dirty_log_iov(&vq->log, vq->vring.mem, req->chain.iov + req->chain.out, req->chain.in);
+	dirty_log_hva(&vq->log, vq->vring.mem, req->status, 1);
 }
 
 REACTOR_ONLY static void blk_finish(struct blk_req *req, uint8_t status)
@@ -220,7 +220,7 @@ COLD REACTOR_ONLY static void log_id(const struct blk_req *req, uint64_t len)
 	for (; len > 0; iov++) {
 		uint64_t n = MIN(len, (uint64_t)iov->iov_len);
 
-		dirty_log_hva(&req->vq->log, req->vq->mem, iov->iov_base, n);
+		dirty_log_hva(&req->vq->log, req->vq->vring.mem, iov->iov_base, n);
 		len -= n;
 	}
 }

@@ -363,6 +363,21 @@ class Running(Case):
             self.clean(fe)
             self.one(fe, F.T_IN, [(fe.data, 512)], pages(fe.data))
 
+    def test_memory_added_under_load(self):
+        # The table that a read's pages are looked up in is replaced while it is under way.
+        t = self.target('0x3')
+        fe = self.guest(self.disk_of(t, bdev=self.null(t)))
+        fe.log_start()
+        q, under_way = fe.q[0], 0
+        for i in range(150 // SLOW):
+            for _ in range(60):
+                q.submit(F.T_IN, 0, [(fe.data + 512 * k, 512) for k in range(8)])
+            under_way += 60
+            fe.add_region(F.region(HIGH + (i + 1) * 4 * MIB, MIB))
+            while under_way > 20:
+                under_way -= len(q.poll())
+        q.wait_all(under_way, WAIT)
+
     def test_a_new_connection_has_no_log(self):
         t = self.target()
         fe = self.guest(self.disk_of(t))
