@@ -42,6 +42,8 @@ struct bdev_ops {
 	void (*cancel)(struct bdev_channel *ch);
 	/* On control: as bdev_handover(). NULL: 0. */
 	int (*handover)(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]);
+	/* On control: a handover is over, and the rings have started. NULL: nothing. */
+	void (*handover_end)(struct bdev *bdev);
 	/* On control: no channel is left. Ends in bdev_destroyed(), perhaps later. */
 	void (*destroy)(struct bdev *bdev);
 };

@@ -258,6 +258,7 @@ const struct bdev_ops bdev_aio_ops = {
 	.channel_close = file_channel_close,
 	.submit = file_submit,
 	.handover = file_handover,
+	.handover_end = file_handover_end,
 	.destroy = file_destroy,
 };
 
@@ -271,5 +272,6 @@ const struct bdev_ops bdev_uring_ops = {
 	.channel_close = file_channel_close,
 	.submit = file_submit,
 	.handover = file_handover,
+	.handover_end = file_handover_end,
 	.destroy = file_destroy,
 };

@@ -67,6 +67,8 @@ void file_unlock(int fd);
 /* With lock_in_use: the locks while there is a channel. Control. -EBUSY, -errno. */
 int file_channel_prepare(struct bdev_channel *ch);
 void file_channel_unprepare(struct bdev_channel *ch);
+/* Locks that were kept for another process, and that nobody uses now. */
+void file_handover_end(struct bdev *bdev);
 
 /* The I/O path's entries of struct bdev_ops, and the room its channel takes. */
 #define FILE_CHANNEL_SIZE 256

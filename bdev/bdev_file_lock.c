@@ -274,3 +274,11 @@ void file_channel_unprepare(struct bdev_channel *ch)
 		file_unlock(fb->fd);
 	log_info("%s: not in use, not locked", fb->bdev.name);
 }
+
+void file_handover_end(struct bdev *bdev)
+{
+	struct file_bdev *fb = file_of(bdev);
+
+	if (fb->opts.lock_in_use && !fb->opts.no_lock && fb->users == 0)
+		file_unlock(fb->fd);
+}

@@ -242,7 +242,13 @@ unsigned int bdev_adopt_clear(void)
 
 void bdev_handover_end(void)
 {
+	struct bdev *bdev = NULL;
+
 	atomic_store(&shared, false);
+	while ((bdev = bdev_next(bdev))) {
+		if (bdev->ops->handover_end)
+			bdev->ops->handover_end(bdev);
+	}
 }
 
 bool bdev_is_shared(void)

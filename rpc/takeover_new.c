@@ -126,8 +126,9 @@ static void frozen(struct job *job)
 		fail(rc, "starting");
 		return;
 	}
-	bdev_handover_end();
 	vhost_thaw();
+	/* Then, not before: locks that no ring has come for are let go. */
+	bdev_handover_end();
 	takeover_batch_free(&new.in);
 	log_notice("takeover: all is ours");
 	new.done(new.arg, 0);

@@ -92,8 +92,8 @@ CONTROL_ONLY static void give_up(const char *step, const char *why)
 	tell(step, why);
 	old.aborted = NULL;
 	end();
-	bdev_handover_end();
 	vhost_thaw();
+	bdev_handover_end();
 	rpc_hold(false);
 	pending_pause(false);
 	if (aborted)

@@ -81,6 +81,9 @@ static void blk_done(struct bdev_io *io, int err)
 			bdev_submit(io);
 			return;
 		}
+	} else if (err == -EINVAL) {
+		/* Refused, so nothing was read; its buffers may be of any size. */
+		req->data_in = false;
 	}
 	blk_finish(req, status_of(err));
 }

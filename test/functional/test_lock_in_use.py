@@ -3,6 +3,9 @@
 """lock_in_use: two targets have one image open, and one at a time uses it, as at a migration."""
 import errno
 
+import time
+
+from takeovercase import Peer, TakeoverCase
 from vhostcase import MIB, VhostCase, WAIT, spindle
 
 
@@ -56,6 +59,50 @@ class InUse(VhostCase):
         _, (a, _) = self.two()
         saved = a.rpc('framework_get_config', name='bdev')
         self.assertEqual([c['params'].get('lock_in_use') for c in saved], [True])
+
+
+class AfterATakeover(TakeoverCase):
+    """No lock is left behind where no ring has come for it."""
+
+    def disk_in_use(self):
+        image = self.temp_dir() + '/image'
+        with open(image, 'wb') as f:
+            f.truncate(16 * MIB)
+        t = self.target()
+        t.rpc('bdev_uring_create', filename=image, name='f0', lock_in_use=True)
+        fe = self.connect(self.ctrlr(t, 'c0', 'f0'))
+        self.check_io(fe)
+        return image, t, fe
+
+    def may_be_opened(self, image):
+        other = self.target()
+
+        def opened():
+            try:
+                return other.rpc('bdev_uring_create', filename=image, name='x')
+            except spindle.RpcError:
+                return None
+        self.assertEqual(spindle.wait_until(opened, WAIT, 'the lock to go'), 'x')
+
+    def test_given_up_when_the_front_end_had_gone(self):
+        image, t, fe = self.disk_in_use()
+        peer = Peer.successor(t)
+        peer.batch()
+        fe.destroy()
+        time.sleep(0.2)
+        peer.close()
+        self.wait_kept(t)
+        self.wait_sessions(t, 0)
+        self.may_be_opened(image)
+
+    def test_a_ring_that_its_driver_broke(self):
+        image, t, fe = self.disk_in_use()
+        fe.q[0].push_head(60000)
+        self.assertGreater(fe.q[0].error(WAIT), 0)
+        s = self.take_over(t)
+        fe.destroy()
+        self.wait_sessions(s, 0)
+        self.may_be_opened(image)
 
 
 if __name__ == '__main__':
