@@ -159,7 +159,7 @@ void controllers_memory_released(void)
 
 		next = vhost_controller_next(c);
 		list_for_each_safe(s, tmp, &c->sessions, node) {
-			if (!s->closing)
+			if (!s->closing && session_is_held(s))
 				session_reconcile(s);
 		}
 	}

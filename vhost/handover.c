@@ -392,12 +392,19 @@ CONTROL_ONLY static int take_region(struct handover_record *rec)
 	slot = body->kind == HANDOVER_MEMORY ? &s->mem :
 		body->kind == HANDOVER_LOG ? &s->log_mem : &s->inflight_mem;
 	rc = mem_region_map(body->gpa, body->size, body->uva, body->offset, rec->fds[0], &region);
-	if (rc < 0)
+	if (rc == 0) {
+		rc = guest_mem_add(*slot, region, &mem);
+		if (rc < 0)
+			mem_region_free(region);
+	}
+	if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE)
 		return rc;
-	rc = guest_mem_add(*slot, region, &mem);
+	/* A front end that has truncated what it shares loses its session, and no other does. */
 	if (rc < 0) {
-		mem_region_free(region);
-		return rc;
+		log_error("%s: what the front end shares cannot be mapped any more: %s; closing the "
+			  "connection", s->name, strerror(-rc));
+		s->unfit = true;
+		return 0;
 	}
 	guest_mem_put(*slot);
 	*slot = mem;
@@ -455,7 +462,7 @@ CONTROL_ONLY static int take_alive(struct handover_record *rec)
 	struct vhost_session *s = session_by_vid(body->vid);
 
 	if (s)
-		s->alive = true;
+		s->alive = !s->unfit;
 	return 0;
 }
 

@@ -68,7 +68,7 @@ static bool vvq_should_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
-	return !s->closing && !vhost_rings_held() && s->mem && !vvq->held && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
+	return !s->closing && !vhost_rings_held() && s->mem && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
 	       !vvq->broken && !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
@@ -300,28 +300,34 @@ CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
 	return false;
 }
 
+enum busy { BUSY_UNKNOWN, BUSY, NOT_BUSY };
+
 /*
  * A session that is gone may have requests on their way that will still read or
  * write the guest's memory and the disk. Until they have ended, the guest's next
  * session must not start, or an old write may land after a newer one.
  */
-CONTROL_ONLY static void vvq_hold(struct vhost_vq *vvq)
+CONTROL_ONLY static bool vvq_hold(struct vhost_vq *vvq, enum busy *busy)
 {
 	struct vhost_session *s = vvq->session;
-	bool held = !vvq->vq && vvq->kicked && !s->closing && memory_busy(s);
 
-	if (held && !vvq->held)
+	/* A front end with many regions makes the question dear: it is asked once. */
+	if (*busy == BUSY_UNKNOWN)
+		*busy = memory_busy(s) ? BUSY : NOT_BUSY;
+	if (*busy == BUSY && !vvq->held)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits for requests "
 			    "that the previous connection left behind", s->name, vvq->index);
-	vvq->held = held;
+	vvq->held = *busy == BUSY;
+	return vvq->held;
 }
 
-CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq)
+CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 {
 	bool held = vvq->held, waited = vvq->waits, run;
 
-	vvq_hold(vvq);
 	run = vvq_should_run(vvq);
+	if (run && !vvq->vq && vvq_hold(vvq, busy))
+		run = false;
 	if (vvq->stopping || vvq->updating)
 		return;
 	if (!vvq->vq) {
@@ -402,14 +408,25 @@ CONTROL_ONLY static void session_settle(struct vhost_session *s)
 	settled(s);
 }
 
+bool session_is_held(const struct vhost_session *s)
+{
+	for (unsigned int i = 0; i < s->vq_count; i++) {
+		if (s->vqs[i] && s->vqs[i]->held)
+			return true;
+	}
+	return false;
+}
+
 void session_reconcile(struct vhost_session *s)
 {
+	enum busy busy = list_empty(&ending) ? NOT_BUSY : BUSY_UNKNOWN;
+
 	/* Inside a handler: session_message() does it when the handler is through. */
 	if (s->busy)
 		return;
 	for (unsigned int i = 0; i < s->vq_count; i++) {
 		if (s->vqs[i])
-			vvq_reconcile(s->vqs[i]);
+			vvq_reconcile(s->vqs[i], &busy);
 	}
 	session_settle(s);
 }

@@ -227,6 +227,7 @@ struct vhost_session {
 	bool told_config;
 	bool tell_config;		/* once its vqs have settled */
 	bool listed;			/* started was logged */
+	bool unfit;			/* handed over, but what it shares cannot be had */
 	bool alive;			/* handed over, and still connected at the end of that */
 	struct control_timer retry;	/* while a vq waits */
 	struct guest_mem *mem;
@@ -303,6 +304,8 @@ struct vhost_vq *session_vq(struct vhost_session *s, uint64_t index) CONTROL_ONL
 void session_close(struct vhost_session *s) CONTROL_ONLY;
 /* Have its vqs started, stopped and updated as wanted. */
 void session_reconcile(struct vhost_session *s) CONTROL_ONLY;
+/* Whether a vq of it waits for memory that another session may still use. */
+bool session_is_held(const struct vhost_session *s) CONTROL_ONLY;
 /* Tell the front end that the configuration has changed. */
 void session_config_changed(struct vhost_session *s) CONTROL_ONLY;
 /*

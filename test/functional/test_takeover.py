@@ -409,6 +409,20 @@ class Meanwhile(TakeoverCase):
         fe.wait_config_change(2, 20 * spindle.SLOW)
         self.check_io(fe)
 
+    def test_what_one_front_end_shared_is_gone(self):
+        # Its connection goes; nobody else's, and not the takeover.
+        t = self.target()
+        fe = self.connect(self.ctrlr(t, 'c0', self.malloc(t)))
+        other = self.connect(self.ctrlr(t, 'c1', self.malloc(t, 'm1')))
+        fe.log_create()
+        fe.log_send_base()
+        os.ftruncate(fe.c.log_fd, 0)
+        self.check_io(fe)
+        s = self.take_over(t)
+        self.assertTrue(fe.closed(20 * spindle.SLOW))
+        self.check_io(other)
+        s.wait_log('cannot be mapped any more')
+
     def test_requests_a_closed_session_left(self):
         # The successor must not serve that guest before its old requests have ended.
         t = self.target()
