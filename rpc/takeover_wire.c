@@ -6,6 +6,8 @@
  */
 #include "rpc/takeover.h"
 
+#include "reactor/worker.h"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -66,10 +68,9 @@ int takeover_put(void *arg, uint16_t type, const void *body, uint32_t len, const
 void takeover_batch_free(struct takeover_batch *batch)
 {
 	for (unsigned int i = 0; i < batch->count; i++) {
-		for (unsigned int k = 0; k < batch->records[i].fd_count; k++) {
-			if (batch->records[i].fds[k] >= 0)
-				close(batch->records[i].fds[k]);
-		}
+		/* Strangers' files among them. */
+		for (unsigned int k = 0; k < batch->records[i].fd_count; k++)
+			worker_close(batch->records[i].fds[k]);
 		free(batch->records[i].body);
 	}
 	free(batch->records);

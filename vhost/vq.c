@@ -571,8 +571,6 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	vq->call_timer.fn = call_timer_fired;
 	snprintf(vq->name, sizeof(vq->name), "%s.q%u", p->name, p->owner->index);
 	rc = vring_init(&vq->vring, &p->ring);
-	if (rc == 0)
-		rc = tracking_create(vq, p);
 	if (rc < 0)
 		goto fail;
 	vq->log_mem = p->update.log_mem ? guest_mem_get(p->update.log_mem) : NULL;
@@ -586,7 +584,10 @@ int vq_create(const struct vq_params *p, struct vq **out)
 		vq->write_cache = p->desc->bdev->write_cache;
 		vq->own_cache = bdev_has_own_cache(p->desc->bdev);
 	}
-	rc = reqs_create(vq, p->ring.num);
+	/* Not before the storage is ours: another back end may still write the region. */
+	rc = tracking_create(vq, p);
+	if (rc == 0)
+		rc = reqs_create(vq, p->ring.num);
 	if (rc < 0)
 		goto fail;
 	*out = vq;
