@@ -383,7 +383,7 @@ CONTROL_ONLY static int take_region(struct handover_record *rec)
 {
 	const struct handover_region *body = rec->body;
 	struct vhost_session *s = session_by_vid(body->vid);
-	struct guest_mem **slot, *mem;
+	struct guest_mem **slot, *mem = NULL;
 	struct mem_region *region;
 	int rc;
 
