@@ -123,8 +123,9 @@ class Fds(ReviewCase):
             for request in (F.SET_VRING_KICK, F.SET_VRING_CALL, F.SET_VRING_ERR):
                 with self.subTest(request=request):
                     self.check_refused(fe.set_vring_fd, request, 0, file.fileno())
-                    if fe.closed(0):
-                        fe = self.connect(t.path('c0'), queues=2, style='qemu11')
+                    # The refusal is answered first, then the session ends.
+                    self.assertTrue(fe.closed(WAIT))
+                    fe = self.connect(t.path('c0'), queues=2, style='qemu11')
                     self.check_io(fe, q=1)
         self.check_io(self.connect(t.path('c0')))
 
