@@ -327,6 +327,15 @@ void inflight_take_packed(struct inflight *fl, const struct vring *vr,
 	STORE(r->old_free_head, at);
 }
 
+/* A request's entries go to the head of the free list. */
+static inline void free_entries(struct inflight *fl, uint16_t first, uint16_t last)
+{
+	fl->next[last] = fl->free_head;
+	STORE(fl->packed->desc[last].next, fl->free_head);
+	fl->free_head = first;
+	STORE(fl->packed->free_head, first);
+}
+
 void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e)
 {
 	struct inflight_packed *r = fl->packed;
@@ -335,10 +344,7 @@ void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct us
 	uint16_t idx = (uint16_t)(used & vr->mask);
 	bool wrap = vr->used_wrap ^ (used >= vr->num);
 
-	fl->next[last] = fl->free_head;
-	STORE(r->desc[last].next, fl->free_head);
-	fl->free_head = first;
-	STORE(r->free_head, first);
+	free_entries(fl, first, last);
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
 	packed_push(vr, e->head, e->count, e->len);
 	STORE(r->desc[first].inflight, 0);
@@ -358,10 +364,7 @@ void inflight_forget(struct inflight *fl, uint16_t id)
 	first = fl->of_id[id].first;
 	last = fl->of_id[id].last;
 	STORE(r->desc[first].inflight, 0);
-	fl->next[last] = fl->free_head;
-	STORE(r->desc[last].next, fl->free_head);
-	fl->free_head = first;
-	STORE(r->free_head, first);
+	free_entries(fl, first, last);
 	STORE(r->old_free_head, first);
 }
 
