@@ -150,7 +150,7 @@ CONTROL_ONLY static void controller_remove(struct vhost_controller *c)
 	}
 }
 
-void controllers_memory_released(void)
+void controllers_each_session(void (*fn)(struct vhost_session *s, void *arg), void *arg)
 {
 	struct vhost_controller *c, *next;
 
@@ -159,10 +159,23 @@ void controllers_memory_released(void)
 
 		next = vhost_controller_next(c);
 		list_for_each_safe(s, tmp, &c->sessions, node) {
-			if (!s->closing && session_is_held(s))
-				session_reconcile(s);
+			if (!s->closing)
+				fn(s, arg);
 		}
 	}
+}
+
+static void memory_released(struct vhost_session *s, void *arg)
+{
+	(void)arg;
+	control_assert();
+	if (session_is_held(s))
+		session_reconcile(s);
+}
+
+void controllers_memory_released(void)
+{
+	controllers_each_session(memory_released, NULL);
 }
 
 void vhost_on_change(void (*fn)(void))
@@ -589,26 +602,22 @@ void vhost_controller_each_session(const struct vhost_controller *c,
 
 /* ------- start and stop ------- */
 
+static void look_lost(struct vhost_session *s, void *arg)
+{
+	(void)arg;
+	control_assert();
+	if (!guest_mem_lost(s->mem) && !guest_mem_lost(s->log_mem) && !guest_mem_lost(s->inflight_mem))
+		return;
+	log_limited(LOG_ERROR, &s->controller->limit, "%s: the front end took away memory it had "
+		    "shared; closing the connection", s->name);
+	session_close(s);
+}
+
 /* Some guest's memory was taken away: end the sessions that had it. */
 static void memory_lost(void)
 {
-	struct vhost_controller *c, *next;
-
 	control_assert();
-	for (c = vhost_controller_next(NULL); c; c = next) {
-		struct vhost_session *s, *tmp;
-
-		next = vhost_controller_next(c);
-		list_for_each_safe(s, tmp, &c->sessions, node) {
-			if (s->closing || !(guest_mem_lost(s->mem) || guest_mem_lost(s->log_mem) ||
-					    guest_mem_lost(s->inflight_mem)))
-				continue;
-			log_limited(LOG_ERROR, &c->limit,
-				    "%s: the front end took away memory it had shared; "
-				    "closing the connection", s->name);
-			session_close(s);
-		}
-	}
+	controllers_each_session(look_lost, NULL);
 }
 
 int vhost_init(const char *dir)

@@ -38,21 +38,6 @@ bool vhost_rings_held(void)
 	return rings_held;
 }
 
-CONTROL_ONLY static void each_session(void (*fn)(struct vhost_session *s, void *arg), void *arg)
-{
-	struct vhost_controller *c, *next;
-
-	for (c = vhost_controller_next(NULL); c; c = next) {
-		struct vhost_session *s, *tmp;
-
-		next = vhost_controller_next(c);
-		list_for_each_safe(s, tmp, &c->sessions, node) {
-			if (!s->closing)
-				fn(s, arg);
-		}
-	}
-}
-
 /* ------- standing still, and going on ------- */
 
 static void wait_session(struct vhost_session *s, void *arg)
@@ -70,7 +55,7 @@ void vhost_freeze(void)
 	frozen = true;
 	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c))
 		controller_listen(c, false);
-	each_session(wait_session, NULL);
+	controllers_each_session(wait_session, NULL);
 }
 
 static void look_settled(struct vhost_session *s, void *arg)
@@ -83,7 +68,7 @@ bool vhost_is_settled(void)
 {
 	bool settled = !sessions_ending();
 
-	each_session(look_settled, &settled);
+	controllers_each_session(look_settled, &settled);
 	return settled;
 }
 
@@ -100,7 +85,7 @@ static void drop_partial(struct vhost_session *s, void *arg)
 
 void vhost_drop_partial(void)
 {
-	each_session(drop_partial, NULL);
+	controllers_each_session(drop_partial, NULL);
 }
 
 static void stop_session(struct vhost_session *s, void *arg)
@@ -120,7 +105,7 @@ bool vhost_quiesce(void)
 	rings_held = true;
 	/* What is left of this process shares its cores with the successor. */
 	reactors_yield(true);
-	each_session(stop_session, &stopped);
+	controllers_each_session(stop_session, &stopped);
 	return stopped && !sessions_ending();
 }
 
@@ -140,7 +125,7 @@ void vhost_thaw(void)
 
 	frozen = rings_held = false;
 	reactors_yield(false);
-	each_session(go_on, NULL);
+	controllers_each_session(go_on, NULL);
 	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c))
 		controller_listen(c, true);
 }
@@ -252,7 +237,7 @@ int vhost_export(handover_emit_fn *emit, void *arg)
 		snprintf(rec.name, sizeof(rec.name), "%s", c->name);
 		put(&o, HANDOVER_CONTROLLER, &rec, sizeof(rec), &c->listen.fd, 1);
 	}
-	each_session(put_session, &o);
+	controllers_each_session(put_session, &o);
 	return o.rc;
 }
 
@@ -276,7 +261,7 @@ int vhost_export_positions(handover_emit_fn *emit, void *arg)
 {
 	struct out o = { emit, arg, 0 };
 
-	each_session(put_positions, &o);
+	controllers_each_session(put_positions, &o);
 	return o.rc;
 }
 
@@ -299,7 +284,7 @@ CONTROL_ONLY static struct vhost_session *session_by_vid(uint32_t vid)
 {
 	struct wanted w = { vid, NULL };
 
-	each_session(look_vid, &w);
+	controllers_each_session(look_vid, &w);
 	return w.found;
 }
 
@@ -503,7 +488,7 @@ static void close_dead(struct vhost_session *s, void *arg)
 
 void vhost_import_end(void)
 {
-	each_session(close_dead, NULL);
+	controllers_each_session(close_dead, NULL);
 	while (!list_empty(&offers)) {
 		struct offered *offer = list_first(&offers, struct offered, node);
 

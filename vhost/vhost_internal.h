@@ -345,6 +345,9 @@ void controller_reactor_load(const struct reactor *r, int delta) CONTROL_ONLY;
 /* What its guest wants of the write cache, for this session and later ones. */
 void controller_set_writeback(struct vhost_controller *c, bool writeback) CONTROL_ONLY;
 void controller_session_gone(struct vhost_controller *c) CONTROL_ONLY;
+/* fn for each session that is not closing; fn may close it. */
+void controllers_each_session(void (*fn)(struct vhost_session *s, void *arg),
+			      void *arg) CONTROL_ONLY;
 /* A session is gone: others may have been waiting for the memory it shared. */
 void controllers_memory_released(void) CONTROL_ONLY;
 /* A vq of it has stopped: perhaps the bdev can be closed now. */
