@@ -122,6 +122,10 @@ static inline void prepare(struct bench *b, struct bench_queue *q, struct slot *
 	s->line->hdr.sector = s->block * b->block_sectors;
 	s->line->status = 0xff;
 	s->began = now;
+	if (s->to)
+		memcpy(s->to, s->copy, sizeof(s->copy));
+	if (s->head_to)
+		*s->head_to = s->head_copy;
 	if (b->packed) {
 		packed_put(q, s);
 	} else if (q->shadow[q->avail_idx & q->mask] != s->head) {
@@ -380,6 +384,18 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 
 /* ---- setting up ---- */
 
+/* From now on its descriptors, which stand at `at`, are written anew for each request. */
+static void rewrite_slot(struct slot *s, struct vring_desc *at, struct vring_desc *head)
+{
+	s->to = at;
+	memcpy(s->copy, at, sizeof(s->copy));
+	s->data_flags = (uint16_t *)(void *)((char *)s->copy +
+					     ((char *)s->data_flags - (char *)at));
+	s->head_to = head;
+	if (head)
+		s->head_copy = *head;
+}
+
 static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64_t lines)
 {
 	struct slot *s = &q->slots[i];
@@ -405,6 +421,8 @@ static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64
 	q->slot_of[s->head] = i;
 	if (b->packed) {
 		packed_build(s, segs, fe_gpa(b->fe, table, 48), table);
+		if (b->rewrite && b->indirect)
+			rewrite_slot(s, fe_gpa(b->fe, table, 48), NULL);
 		return 0;
 	}
 	d = b->indirect ? fe_gpa(b->fe, table, 48) : &q->vq->desc[s->head];
@@ -418,6 +436,8 @@ static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64
 			(uint16_t)(k < 2 ? (b->indirect ? 0 : s->head) + k + 1 : 0),
 		};
 	s->data_flags = &d[1].flags;
+	if (b->rewrite)
+		rewrite_slot(s, d, b->indirect ? &q->vq->desc[s->head] : NULL);
 	return 0;
 }
 
@@ -678,7 +698,7 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_PACKED, O_NO_INFLIGHT, O_HELP };
+       O_PACKED, O_NO_INFLIGHT, O_REWRITE, O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -690,6 +710,7 @@ static const struct option long_options[] = {
 	{ "libblkio", 0, NULL, O_LIBBLKIO }, { "seed", 1, NULL, O_SEED },
 	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY },
 	{ "packed", 0, NULL, O_PACKED }, { "no-inflight", 0, NULL, O_NO_INFLIGHT },
+	{ "rewrite", 0, NULL, O_REWRITE },
 	{ "wait", 0, NULL, O_WAIT }, { "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
@@ -717,6 +738,7 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_WAIT: b->wait = true; break;
 	case O_PACKED: b->packed = true; break;
 	case O_NO_INFLIGHT: b->no_inflight = true; break;
+	case O_REWRITE: b->rewrite = true; break;
 	case O_RW:
 		if (set_mode(b, arg) == 0)
 			break;

@@ -23,6 +23,9 @@ struct slot {
 	bool write;
 	uint8_t num;		/* packed: descriptors, which are copied into the ring each time */
 	struct vring_packed_desc d[3];
+	/* --rewrite: what is copied to where each time, as a driver fills in its descriptors. */
+	struct vring_desc *to, copy[3];
+	struct vring_desc *head_to, head_copy;
 };
 
 struct bench_queue {
@@ -51,7 +54,7 @@ struct bench {
 	uint32_t batch;		/* publish after so many */
 	uint64_t size, max_ios;
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
-	bool packed, no_inflight;
+	bool packed, no_inflight, rewrite;
 	int cpu;
 
 	struct fe *fe;

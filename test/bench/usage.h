@@ -16,6 +16,7 @@ static const char usage[] =
 	"  --mem KIND      guest memory: memfd or hugetlb (memfd)\n"
 	"  --indirect      indirect descriptors instead of three direct ones\n"
 	"  --event-idx     the event index instead of the flags\n"
+	"  --rewrite       write every descriptor anew for each request, as a guest's driver does\n"
 	"  --packed        packed rings\n"
 	"  --no-inflight   without the in-flight region\n"
 	"  --wait          sleep until the target calls instead of polling\n"
