@@ -90,16 +90,15 @@ static void blk_done(struct bdev_io *io, int err)
 
 /* ------- starting one ------- */
 
-/* Take the header off the front of the readable buffers. */
-static bool take_header(struct vring_chain *c, struct virtio_blk_outhdr *hdr)
+/* A header that is not one whole buffer: cut it off the front of the readable ones. */
+COLD static bool take_header_slow(struct vring_chain *c, struct virtio_blk_outhdr *hdr)
 {
 	struct iovec *iov = c->iov;
 	uint8_t *to = (uint8_t *)hdr;
 	size_t want = HEADER_SIZE;
 
-	if (unlikely(c->out_bytes < want))
+	if (c->out_bytes < want)
 		return false;
-	c->out_bytes -= want;
 	for (;;) {
 		size_t n = MIN(iov->iov_len, want);
 
@@ -115,7 +114,19 @@ static bool take_header(struct vring_chain *c, struct virtio_blk_outhdr *hdr)
 		if (want == 0)
 			break;
 	}
+	c->out_bytes -= HEADER_SIZE;
 	c->iov = iov;
+	return true;
+}
+
+static inline bool take_header(struct vring_chain *c, struct virtio_blk_outhdr *hdr)
+{
+	if (unlikely(c->out == 0 || c->iov->iov_len != HEADER_SIZE))
+		return take_header_slow(c, hdr);
+	memcpy(hdr, c->iov->iov_base, HEADER_SIZE);
+	c->out_bytes -= HEADER_SIZE;
+	c->iov++;
+	c->out--;
 	return true;
 }
 
@@ -286,34 +297,37 @@ COLD REACTOR_ONLY static void start_other(struct vq *vq, struct blk_req *req, ui
 		blk_finish(req, status);
 }
 
-enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
-			   const struct blk_again *again)
+enum vring_fault blk_map(struct vq *vq, struct blk_req *req, const struct vring_head *head)
 {
-	struct blk_req *req = &vq->reqs[head->id];
 	struct vring_chain *c = &req->chain;
-	struct virtio_blk_outhdr hdr;
 	enum vring_fault fault;
 
 	c->iov = req->inline_iov;
 	c->cap = BLK_INLINE_IOVS;
 	if (vq->vring.packed)
-		fault = packed_map(&vq->vring, again ? again->descs : NULL, head, c);
+		fault = packed_map(&vq->vring, head, c);
 	else
 		fault = vring_map(&vq->vring, head->id, c);
 	if (unlikely(fault))
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
-	if (vq->vring.packed && vq->fl && !again)
-		inflight_take_packed(vq->fl, &vq->vring, head);
 	req->status = take_status(c);
+	prefetch_write(req->status);
+	return VRING_OK;
+}
+
+void blk_start(struct vq *vq, struct blk_req *req)
+{
+	struct virtio_blk_outhdr hdr;
+
 	req->used_len = 1;
 	req->settling = req->data_in = false;
 	req->range_next = req->range_count = 0;
 	req->io.done = blk_done;
-	if (unlikely(!take_header(c, &hdr))) {
+	if (unlikely(!take_header(&req->chain, &hdr))) {
 		blk_finish(req, VIRTIO_BLK_S_IOERR);
-		return VRING_OK;
+		return;
 	}
 	/* The barrier bit of long ago is not offered; its drivers are gone. */
 	if (likely(hdr.type == VIRTIO_BLK_T_IN))
@@ -322,7 +336,6 @@ enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
 		start_rw(vq, req, true, hdr.sector);
 	else
 		start_other(vq, req, hdr.type);
-	return VRING_OK;
 }
 
 /* ------- features and configuration ------- */

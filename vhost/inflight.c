@@ -12,10 +12,10 @@
  * driver has seen.
  *
  * Packed. Descriptors are overwritten by used entries, so a request's are copied
- * into entries of the region, which have a free list. Every used entry is a batch
- * of its own: free list and used place move on, the descriptor is marked used, the
- * mark is cleared, and the old_ copies follow. Where copies differ, the ring's
- * descriptor at old_used_idx tells whether the driver can have seen the entry.
+ * into entries of the region, which have a free list. At the end of a pass free list
+ * and used place move on, the used entries are written, the first of them last, the
+ * marks are cleared, and the old_ copies follow. Where copies differ, the ring's
+ * descriptor at old_used_idx tells whether the driver can have seen the entries.
  */
 #include "vhost/inflight.h"
 
@@ -29,6 +29,7 @@ _Static_assert(sizeof(struct inflight_split) == 16, "the specification's layout"
 _Static_assert(sizeof(struct inflight_split_desc) == 16, "the specification's layout");
 _Static_assert(offsetof(struct inflight_packed, padding) == 22, "the specification's layout");
 _Static_assert(offsetof(struct inflight_packed, used_idx) == 16, "one aligned word");
+_Static_assert(offsetof(struct inflight_packed, free_head) == 12, "one aligned word of both");
 _Static_assert(sizeof(struct inflight_packed) == 32, "the specification's layout");
 _Static_assert(sizeof(struct inflight_packed_desc) == 32, "the specification's layout");
 
@@ -298,57 +299,73 @@ static int packed_open(struct inflight *fl, struct vring *vr)
 	return rc;
 }
 
-void inflight_take_packed(struct inflight *fl, const struct vring *vr,
-			  const struct packed_head *head)
+typedef uint32_t two_u16 __attribute__((may_alias));
+
+/* Where the free list starts, and its old_ copy: in one store. */
+static inline void store_free(struct inflight_packed *r, uint16_t at)
+{
+	__atomic_store_n((two_u16 *)(void *)&r->free_head, at | (uint32_t)at << 16,
+			 __ATOMIC_RELEASE);
+}
+
+void inflight_take_packed(struct inflight *fl, const struct vring_head *head)
 {
 	struct inflight_packed *r = fl->packed;
 	uint16_t first = fl->free_head, last = first, at = first;
+	struct inflight_packed_desc mark = { .inflight = 1, .next = fl->next[first],
+					     .num = head->count, .counter = fl->counter++ };
 
 	/* vr->room has seen to it that the entries suffice. */
 	for (uint16_t n = 0; n < head->count; n++) {
-		const struct vring_desc_packed *d = &vr->packed[(head->first + n) & vr->mask];
 		struct inflight_packed_desc *e = &r->desc[at];
+		const struct vring_desc_packed *d = &head->descs[n];
 
-		e->addr = __atomic_load_n(&d->addr, __ATOMIC_RELAXED);
-		e->len = __atomic_load_n(&d->len, __ATOMIC_RELAXED);
-		e->flags = __atomic_load_n(&d->flags, __ATOMIC_RELAXED);
-		e->id = head->id;
+		e->addr = d->addr;
+		*(word *)(void *)&e->id = head->id | (uint64_t)d->flags << 16 |
+					  (uint64_t)d->len << 32;
 		last = at;
 		at = fl->next[at];
 	}
-	r->desc[first].num = head->count;
-	r->desc[first].last = last;
-	r->desc[first].counter = fl->counter++;
-	STORE(r->desc[first].inflight, 1);
+	mark.last = last;
+	/* All of it at once; the descriptors come before. */
+	atomic_signal_fence(memory_order_release);
+	*(inflight_vec *)(void *)&r->desc[first] = *(inflight_vec *)(void *)&mark;
 	fl->of_id[head->id].first = first;
 	fl->of_id[head->id].last = last;
 	fl->free_head = at;
-	STORE(r->free_head, at);
-	STORE(r->old_free_head, at);
+	store_free(r, at);
 }
 
-/* A request's entries go to the head of the free list. */
-static inline void free_entries(struct inflight *fl, uint16_t first, uint16_t last)
+/* A request's entries go to the head of the free list, whose start is stored later. */
+static inline void link_entries(struct inflight *fl, uint16_t first, uint16_t last)
 {
 	fl->next[last] = fl->free_head;
 	STORE(fl->packed->desc[last].next, fl->free_head);
 	fl->free_head = first;
-	STORE(fl->packed->free_head, first);
 }
 
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e)
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
+			  unsigned int n)
 {
 	struct inflight_packed *r = fl->packed;
-	uint16_t first = fl->of_id[e->head].first, last = fl->of_id[e->head].last;
-	uint32_t used = (uint32_t)vr->used_idx + e->count;
-	uint16_t idx = (uint16_t)(used & vr->mask);
-	bool wrap = vr->used_wrap ^ (used >= vr->num);
+	uint32_t used = vr->used_idx;
+	uint16_t idx;
+	bool wrap;
 
-	free_entries(fl, first, last);
+	for (unsigned int i = 0; i < n; i++) {
+		uint16_t id = entries[i].head;
+
+		link_entries(fl, fl->of_id[id].first, fl->of_id[id].last);
+		used += entries[i].count;
+	}
+	idx = (uint16_t)(used & vr->mask);
+	wrap = vr->used_wrap ^ (used >= vr->num);
+	STORE(r->free_head, fl->free_head);
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
-	packed_push(vr, e->head, e->count, e->len);
-	STORE(r->desc[first].inflight, 0);
-	STORE(r->old_free_head, first);
+	packed_push(vr, entries, n);
+	for (unsigned int i = 0; i < n; i++)
+		STORE(r->desc[fl->of_id[entries[i].head].first].inflight, 0);
+	STORE(r->old_free_head, fl->free_head);
 	store_used(r, idx, wrap, idx, wrap);
 }
 
@@ -364,13 +381,13 @@ void inflight_forget(struct inflight *fl, uint16_t id)
 	first = fl->of_id[id].first;
 	last = fl->of_id[id].last;
 	STORE(r->desc[first].inflight, 0);
-	free_entries(fl, first, last);
-	STORE(r->old_free_head, first);
+	link_entries(fl, first, last);
+	store_free(r, first);
 }
 
 /* ------- life ------- */
 
-void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
+void inflight_descs(const struct inflight *fl, struct inflight_head *head,
 		    struct vring_desc_packed *table)
 {
 	uint16_t at = head->entry;
@@ -381,6 +398,7 @@ void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
 		table[n] = (struct vring_desc_packed){ e->addr, e->len, e->id, e->flags };
 		at = fl->next[at];
 	}
+	head->head.descs = table;
 }
 
 int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inflight **out)

@@ -56,7 +56,7 @@ struct inflight_packed {
 
 /* One to do again. */
 struct inflight_head {
-	struct packed_head head;	/* split: id alone */
+	struct vring_head head;		/* descs: see inflight_descs() */
 	uint64_t counter;
 	uint16_t entry;			/* packed: where its descriptors are in the region */
 };
@@ -92,8 +92,8 @@ uint64_t inflight_size(uint32_t queue_size, bool packed);
 int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inflight **out)
 	CONTROL_ONLY;
 void inflight_free(struct inflight *fl) CONTROL_ONLY;
-/* Packed: the descriptors of one to be resubmitted, head.count of them, into table. */
-void inflight_descs(const struct inflight *fl, const struct inflight_head *head,
+/* Packed: copy the descriptors of one to be resubmitted to table, for its head. */
+void inflight_descs(const struct inflight *fl, struct inflight_head *head,
 		    struct vring_desc_packed *table);
 
 /* An entry of a split ring as one store: no kill comes in between. */
@@ -109,9 +109,8 @@ static inline void inflight_taken(struct inflight *fl, unsigned int count)
 {
 	fl->counter += count;
 }
-/* Packed: the same. vr has its descriptors still. */
-void inflight_take_packed(struct inflight *fl, const struct vring *vr,
-			  const struct packed_head *head);
+/* Packed: the same. */
+void inflight_take_packed(struct inflight *fl, const struct vring_head *head);
 
 /* It made no sense and will never end: its driver has to reset the queue. */
 void inflight_forget(struct inflight *fl, uint16_t id);
@@ -141,7 +140,8 @@ static inline void inflight_published(struct inflight *fl, const struct vring *v
 	fl->batch[0] = fl->batch[fl->batch_count];
 	fl->batch_count = 0;
 }
-/* Packed: write this used entry, and note it. */
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e);
+/* Packed: write these used entries, and note them. */
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
+			  unsigned int n);
 
 #endif

@@ -85,9 +85,10 @@ struct vq {
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
 	struct inflight *fl;		/* NULL: requests are not tracked */
-	/* Packed: ended, their used entries not written yet; up to num. */
+	/* Packed: ended, their used entries not written yet, up to num; copies for the batch. */
 	struct used_entry *ended;
 	unsigned int ended_count;
+	struct vring_desc_packed *descs;
 	struct dirty_log log;
 	struct fd_signal *call;
 	struct long_iov *long_iovs;	/* free ones */
@@ -164,17 +165,13 @@ void vq_complete(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
 bool vq_grow_iov(struct vring_chain *chain, unsigned int used);
 void vq_release_iov(struct vq *vq, struct blk_req *req);
 
-/* A request of the in-flight region; packed: with its descriptors. */
-struct blk_again {
-	struct vring_desc_packed descs[VRING_SIZE_MAX];
-};
-#define BLK_FROM_RING NULL
 /*
- * blk.c: start this request, of the ring or to be done again. A fault breaks the
- * queue. One from a packed ring is noted as in flight here, if it is none.
+ * blk.c: find the buffers of a request, of the ring or to be done again; then start
+ * it. A fault, which breaks the queue, can only come from the first.
  */
-enum vring_fault blk_start(struct vq *vq, const struct packed_head *head,
-			   const struct blk_again *again) REACTOR_ONLY;
+enum vring_fault blk_map(struct vq *vq, struct blk_req *req,
+			 const struct vring_head *head) REACTOR_ONLY;
+void blk_start(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
 uint64_t blk_features(const struct vhost_controller *c) CONTROL_ONLY;
 /* The configuration space as the guest sees it, zero-padded. */
 void blk_config(const struct vhost_controller *c, bool writeback,

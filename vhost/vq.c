@@ -8,8 +8,9 @@
  * counted in inflight_now, or it has been pushed to the used ring. Completions of
  * one pass are pushed as they come and published together by the deferred
  * vq_publish(): one store of the used index, at most one call. In packed rings even
- * the pushing waits for vq_publish(), because no request may be taken between the
- * steps by which the in-flight region notes the end of one.
+ * the pushing waits for vq_publish(), for the driver sees used entries in the order of
+ * their places and is shown all by one store; and because no request may be taken
+ * between the steps by which the in-flight region notes the end of some.
  *
  * A vq that stops pops no more, waits until inflight_now is 0 and the last used
  * entry is published, and reports. A broken vq stays like that until the front
@@ -127,15 +128,16 @@ void vq_release_iov(struct vq *vq, struct blk_req *req)
 
 REACTOR_ONLY static bool show_packed(struct vq *vq)
 {
-	for (unsigned int i = 0; i < vq->ended_count; i++) {
-		const struct used_entry *e = &vq->ended[i];
+	unsigned int n = vq->ended_count;
 
-		if (vq->fl)
-			inflight_push_packed(vq->fl, &vq->vring, e);
-		else
-			packed_push(&vq->vring, e->head, e->count, e->len);
-		vq->reqs[e->head].busy = false;
-	}
+	if (n == 0)
+		return false;
+	if (vq->fl)
+		inflight_push_packed(vq->fl, &vq->vring, vq->ended, n);
+	else
+		packed_push(&vq->vring, vq->ended, n);
+	for (unsigned int i = 0; i < n; i++)
+		vq->reqs[vq->ended[i].head].busy = false;
 	vq->ended_count = 0;
 	return packed_publish(&vq->vring);
 }
@@ -165,8 +167,7 @@ COLD REACTOR_ONLY static void vq_show_early(struct vq *vq)
 REACTOR_ONLY static inline void vq_push(struct vq *vq, const struct blk_req *req)
 {
 	if (vq->vring.packed) {
-		if (unlikely(vq->ended_count == vq->num))
-			vq_show_early(vq);
+		/* Not more than num: an id is busy until its end has been shown. */
 		vq->ended[vq->ended_count++] =
 			(struct used_entry){ req->used_len, req->head, req->count };
 		return;
@@ -210,26 +211,29 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 	reactor_signal_free(err);
 }
 
-/* False: the queue is broken. */
-REACTOR_ONLY static inline bool vq_begin(struct vq *vq, const struct packed_head *head,
-					 const struct blk_again *again)
+/*
+ * Map a request and, if it is a packed ring's, note it. Its header is read later, by
+ * blk_start(): meanwhile others of the batch are mapped. False: the queue is broken.
+ */
+REACTOR_ONLY static inline bool vq_map(struct vq *vq, const struct vring_head *head, bool again)
 {
 	struct blk_req *req = &vq->reqs[head->id];
 	enum vring_fault fault = VRING_HEAD_BUSY;
 
 	if (likely(!req->busy)) {
-		req->busy = true;
-		req->count = head->count;
-		vq->inflight_now++;
-		fault = blk_start(vq, head, again);
-		if (likely(fault == VRING_OK))
+		fault = blk_map(vq, req, head);
+		if (likely(fault == VRING_OK)) {
+			if (vq->vring.packed && vq->fl && !again)
+				inflight_take_packed(vq->fl, head);
+			req->busy = true;
+			req->count = head->count;
+			vq->inflight_now++;
 			return true;
+		}
 		/* From a packed ring it has not been noted; from a split one: forget_rest(). */
 		if (vq->fl && again)
 			inflight_forget(vq->fl, head->id);
 		vq_release_iov(vq, req);
-		req->busy = false;
-		vq->inflight_now--;
 	}
 	vq_break(vq, fault, head->id);
 	return false;
@@ -247,7 +251,7 @@ COLD REACTOR_ONLY static void forget_rest(struct vq *vq, const uint16_t *heads, 
 REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 {
 	uint16_t heads[BATCH];
-	int n = vring_pop(&vq->vring, heads, BATCH);
+	int n = vring_pop(&vq->vring, heads, BATCH), mapped = 0;
 
 	if (unlikely(n < 0)) {
 		vq_break(vq, (enum vring_fault)-n, 0);
@@ -260,34 +264,40 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 		if (vq->fl && likely(!vq->reqs[heads[i]].busy))
 			inflight_take(vq->fl, heads[i], (uint16_t)i);
 	}
-	for (int i = 0; i < n; i++) {
-		struct packed_head head = { .id = heads[i] };
+	if (vq->fl)
+		inflight_taken(vq->fl, (unsigned int)n);
+	for (int i = 0; i < n; i++)
+		vring_prefetch_second(&vq->vring, heads[i]);
+	for (; mapped < n; mapped++) {
+		struct vring_head head = { .id = heads[mapped] };
 
-		if (unlikely(!vq_begin(vq, &head, BLK_FROM_RING))) {
-			forget_rest(vq, heads + i, (unsigned int)(n - i));
+		if (unlikely(!vq_map(vq, &head, false))) {
+			forget_rest(vq, heads + mapped, (unsigned int)(n - mapped));
 			break;
 		}
 	}
-	if (vq->fl)
-		inflight_taken(vq->fl, (unsigned int)n);
+	for (int i = 0; i < mapped; i++)
+		blk_start(vq, &vq->reqs[heads[i]]);
 	return (unsigned int)n;
 }
 
 REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 {
-	struct packed_head heads[BATCH];
-	int n = packed_pop(&vq->vring, heads, BATCH);
+	struct vring_head heads[BATCH];
+	int n = packed_pop(&vq->vring, heads, BATCH, vq->descs), mapped = 0;
 
 	if (unlikely(n < 0)) {
 		vq_break(vq, (enum vring_fault)-n, 0);
 		return 0;
 	}
-	for (int i = 0; i < n; i++)
-		__builtin_prefetch(&vq->reqs[heads[i].id]);
 	for (int i = 0; i < n; i++) {
-		if (unlikely(!vq_begin(vq, &heads[i], BLK_FROM_RING)))
-			break;
+		__builtin_prefetch(&vq->reqs[heads[i].id]);
+		vring_prefetch_buffer(&vq->vring, heads[i].descs->addr);
 	}
+	while (mapped < n && likely(vq_map(vq, &heads[mapped], false)))
+		mapped++;
+	for (int i = 0; i < mapped; i++)
+		blk_start(vq, &vq->reqs[heads[i].id]);
 	return (unsigned int)n;
 }
 
@@ -303,7 +313,6 @@ REACTOR_ONLY static unsigned int vq_serve(struct vq *vq)
 /* What a back end before us had in flight, in the order in which it took them. */
 REACTOR_ONLY static void vq_resubmit(struct vq *vq)
 {
-	struct blk_again again;
 	struct inflight *fl = vq->fl;
 
 	if (!fl || fl->again_count == 0)
@@ -311,9 +320,10 @@ REACTOR_ONLY static void vq_resubmit(struct vq *vq)
 	log_info("%s: resubmitting %u requests that were in flight", vq->name, fl->again_count);
 	for (unsigned int i = 0; i < fl->again_count; i++) {
 		if (fl->packed)
-			inflight_descs(fl, &fl->again[i], again.descs);
-		if (!vq_begin(vq, &fl->again[i].head, &again))
+			inflight_descs(fl, &fl->again[i], vq->descs);
+		if (!vq_map(vq, &fl->again[i].head, true))
 			break;
+		blk_start(vq, &vq->reqs[fl->again[i].head.id]);
 	}
 	counter_add(&vq->requests, fl->again_count);
 	counter_set(&vq->inflight, vq->inflight_now);
@@ -516,7 +526,8 @@ CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p
 
 	if (vq->vring.packed) {
 		vq->ended = calloc(p->ring.num, sizeof(vq->ended[0]));
-		if (!vq->ended)
+		vq->descs = calloc(p->ring.num + 1, sizeof(vq->descs[0]));
+		if (!vq->ended || !vq->descs)
 			return -ENOMEM;
 	}
 	if (!p->inflight_mem)
@@ -616,5 +627,6 @@ void vq_free(struct vq *vq)
 	guest_mem_put(vq->log_mem);
 	inflight_free(vq->fl);
 	free(vq->ended);
+	free(vq->descs);
 	free(vq);
 }

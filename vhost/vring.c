@@ -113,54 +113,75 @@ int vring_pop(struct vring *vr, uint16_t *heads, unsigned int max)
 	return (int)n;
 }
 
-/* One descriptor, copied in one go: what is checked is what is used. */
+typedef uint64_t half __attribute__((may_alias));
+
+/* One descriptor, copied once, in two loads: what is checked is what is used. */
 static inline struct vring_desc_split desc_load(const struct vring_desc_split *d)
 {
-	struct vring_desc_split copy;
+	const half *halves = (const half *)d;
+	uint64_t rest = __atomic_load_n(&halves[1], __ATOMIC_RELAXED);
 
-	copy.addr = __atomic_load_n(&d->addr, __ATOMIC_RELAXED);
-	copy.len = __atomic_load_n(&d->len, __ATOMIC_RELAXED);
-	copy.flags = __atomic_load_n(&d->flags, __ATOMIC_RELAXED);
-	copy.next = __atomic_load_n(&d->next, __ATOMIC_RELAXED);
-	return copy;
+	return (struct vring_desc_split){
+		.addr = __atomic_load_n(&halves[0], __ATOMIC_RELAXED),
+		.len = (uint32_t)rest,
+		.flags = (uint16_t)(rest >> 32),
+		.next = (uint16_t)(rest >> 48),
+	};
 }
 
-COLD static const void *gather_table(struct vring *vr, uint64_t gpa, uint64_t len)
+const void *vring_table_slow(struct vring *vr, uint64_t gpa, uint32_t len)
 {
 	uint8_t *to = (uint8_t *)gathered;
+	uint64_t left = len, n;
+	const uint8_t *from = guest_mem_translate(vr->mem, &vr->hint, gpa, left, &n);
 
-	while (len > 0) {
-		uint64_t n;
-		const uint8_t *from = guest_mem_translate(vr->mem, &vr->hint, gpa, len, &n);
-
+	if (from && n == left && ((uintptr_t)from & 7) == 0)
+		return from;
+	/* Across regions, or at an odd address: copied. */
+	while (left > 0) {
+		from = guest_mem_translate(vr->mem, &vr->hint, gpa, left, &n);
 		if (!from)
 			return NULL;
 		for (uint64_t i = 0; i < n; i++)
 			*to++ = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 		gpa += n;
-		len -= n;
+		left -= n;
 	}
 	return gathered;
 }
 
-enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint32_t len, const void **table,
-			     unsigned int *size)
+enum vring_fault vring_add_slow(struct vring *vr, uint64_t gpa, uint32_t len, uint16_t flags,
+				struct vring_chain *c)
 {
-	uint64_t contiguous;
+	unsigned int used = c->out + c->in;
+	uint64_t left = len;
 
-	if (!vr->indirect || len == 0 || len % 16)
-		return VRING_INDIRECT;
-	if (len / 16 > VRING_CHAIN_MAX)
-		return VRING_LOOP;
-	*size = len / 16;
-	*table = guest_mem_translate(vr->mem, &vr->hint, gpa, len, &contiguous);
-	if (!*table)
+	if (len == 0)
+		return VRING_ZERO_LENGTH;
+	if (gpa + len < gpa)
 		return VRING_ADDRESS;
-	/* An unaligned table is copied as well: its words must load whole. */
-	if (unlikely(contiguous < len || ((uintptr_t)*table & 7))) {
-		*table = gather_table(vr, gpa, len);
-		if (!*table)
+	if (!(flags & DESC_WRITE) && c->in > 0)
+		return VRING_ORDER;
+	while (left > 0) {
+		uint64_t n;
+		void *hva = guest_mem_translate(vr->mem, &vr->hint, gpa, left, &n);
+
+		if (!hva)
 			return VRING_ADDRESS;
+		if (used == c->cap && (!c->grow || !c->grow(c, used)))
+			return used >= VRING_CHAIN_MAX ? VRING_LOOP : VRING_NO_MEMORY;
+		c->iov[used].iov_base = hva;
+		c->iov[used].iov_len = n;
+		used++;
+		gpa += n;
+		left -= n;
+	}
+	if (flags & DESC_WRITE) {
+		c->in = used - c->out;
+		c->in_bytes += len;
+	} else {
+		c->out = used;
+		c->out_bytes += len;
 	}
 	return VRING_OK;
 }
@@ -173,8 +194,7 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 	enum vring_fault fault;
 	bool inside = false;	/* an indirect table */
 
-	c->out = c->in = 0;
-	c->out_bytes = c->in_bytes = 0;
+	vring_chain_init(c);
 	for (;;) {
 		struct vring_desc_split d;
 
@@ -188,11 +208,11 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 			if (unlikely(inside || (d.flags & DESC_NEXT)))
 				return VRING_INDIRECT;
 			inside = true;
-			fault = vring_table(vr, d.addr, d.len, &indirect, &size);
+			fault = vring_table(vr, d.addr, d.len, &indirect);
 			if (unlikely(fault))
 				return fault;
 			table = indirect;
-			left = size;
+			left = size = d.len / 16;
 			next = 0;
 			continue;
 		}

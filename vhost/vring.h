@@ -171,24 +171,39 @@ struct used_entry {
 	uint16_t head, count;
 };
 
-/* Packed: a request's id, and the descriptors it has in the ring. */
-struct packed_head {
-	uint16_t id, first, count;
+/* A request: its head descriptor; packed: its buffer id, and copies of its descriptors. */
+struct vring_head {
+	uint16_t id, count;
+	const struct vring_desc_packed *descs;
 };
-/* Packed: as vring_pop(). */
-int packed_pop(struct vring *vr, struct packed_head *heads, unsigned int max);
 /*
- * Packed: as vring_map(). The descriptors are those at head->first in the ring, or
- * the first head->count of table where that is given.
+ * Packed: as vring_pop(). Every descriptor is read here, once, and copied to descs,
+ * which has room for one more than the ring has and holds them until the next call.
  */
-enum vring_fault packed_map(struct vring *vr, const struct vring_desc_packed *table,
-			    const struct packed_head *head, struct vring_chain *chain);
-/* Packed: write a used entry for a request of `count` descriptors; the guest sees it at once. */
-void packed_push(struct vring *vr, uint16_t id, uint16_t count, uint32_t len);
+int packed_pop(struct vring *vr, struct vring_head *heads, unsigned int max,
+	       struct vring_desc_packed *descs);
+/* Packed: as vring_map(). */
+enum vring_fault packed_map(struct vring *vr, const struct vring_head *head,
+			    struct vring_chain *chain);
+/* Packed: write the used entries of n >= 1 requests; the guest sees them all at once. */
+void packed_push(struct vring *vr, const struct used_entry *entries, unsigned int n);
 
 static inline void vring_prefetch(const struct vring *vr, uint16_t head)
 {
 	__builtin_prefetch(&vr->desc[head]);
+}
+
+/* What a request's first descriptor points at: its header, or a table. */
+static inline void vring_prefetch_buffer(const struct vring *vr, uint64_t gpa)
+{
+	uint64_t offset = gpa - vr->hint->gpa;
+
+	if (likely(offset < vr->hint->size))
+		__builtin_prefetch(vr->hint->hva + offset);
+}
+static inline void vring_prefetch_second(const struct vring *vr, uint16_t head)
+{
+	vring_prefetch_buffer(vr, __atomic_load_n(&vr->desc[head].addr, __ATOMIC_RELAXED));
 }
 
 /* Split: write a used entry; the guest sees it after vring_publish(). */

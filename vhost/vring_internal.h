@@ -14,47 +14,59 @@ int packed_init(struct vring *vr, const struct vring_params *params);
 bool packed_enable_kick(struct vring *vr);
 void packed_disable_kick(struct vring *vr);
 
-/* An indirect table at gpa, whole and aligned, and how many descriptors it has. */
-enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint32_t len, const void **table,
-			     unsigned int *size);
+/* An indirect table anywhere but whole and aligned in the region of the last look, or NULL. */
+const void *vring_table_slow(struct vring *vr, uint64_t gpa, uint32_t len);
 
-/* Append one buffer, which may lie in several regions. */
+/* The indirect table of len bytes at gpa, len / 16 descriptors. */
+static inline enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint32_t len,
+					   const void **table)
+{
+	const struct mem_span *span = vr->hint;
+	uint64_t offset = gpa - span->gpa;
+
+	if (unlikely(!vr->indirect || len == 0 || len % 16))
+		return VRING_INDIRECT;
+	if (unlikely(len / 16 > VRING_CHAIN_MAX))
+		return VRING_LOOP;
+	*table = span->hva + offset;
+	/* Its words must load whole. */
+	if (unlikely(offset >= span->size || len > span->size - offset ||
+		     ((uintptr_t)*table & 7)))
+		*table = vring_table_slow(vr, gpa, len);
+	return likely(*table) ? VRING_OK : VRING_ADDRESS;
+}
+
+static inline void vring_chain_init(struct vring_chain *c)
+{
+	c->out = c->in = 0;
+	c->out_bytes = c->in_bytes = 0;
+}
+
+/* Append one buffer that is anything but plain: a fault, or in several regions. */
+enum vring_fault vring_add_slow(struct vring *vr, uint64_t gpa, uint32_t len, uint16_t flags,
+				struct vring_chain *c);
+
+/* Append one buffer. */
 static inline enum vring_fault vring_add_buffer(struct vring *vr, uint64_t gpa, uint32_t len,
 						uint16_t flags, struct vring_chain *c)
 {
+	const struct mem_span *span = vr->hint;
+	uint64_t offset = gpa - span->gpa;
 	unsigned int used = c->out + c->in;
-	uint64_t left = len;
 
-	if (unlikely(len == 0))
-		return VRING_ZERO_LENGTH;
-	if (unlikely(gpa + len < gpa))
-		return VRING_ADDRESS;
-	if (unlikely(!(flags & DESC_WRITE) && c->in > 0))
-		return VRING_ORDER;
-	while (left > 0) {
-		uint64_t n;
-		void *hva = guest_mem_translate(vr->mem, &vr->hint, gpa, left, &n);
-
-		if (unlikely(!hva))
-			return VRING_ADDRESS;
-		if (unlikely(used == c->cap)) {
-			if (!c->grow || !c->grow(c, used))
-				return used >= VRING_CHAIN_MAX ? VRING_LOOP : VRING_NO_MEMORY;
-		}
-		c->iov[used].iov_base = hva;
-		c->iov[used].iov_len = n;
-		used++;
-		gpa += n;
-		left -= n;
-	}
+	/* A length of 0 wraps, and is refused by the slow one. */
+	if (unlikely(offset >= span->size || len - 1u >= span->size - offset || used == c->cap))
+		return vring_add_slow(vr, gpa, len, flags, c);
+	c->iov[used].iov_base = span->hva + offset;
+	c->iov[used].iov_len = len;
 	if (flags & DESC_WRITE) {
-		c->in = used - c->out;
+		c->in++;
 		c->in_bytes += len;
-	} else {
-		c->out = used;
-		c->out_bytes += len;
+		return VRING_OK;
 	}
-	return VRING_OK;
+	c->out++;
+	c->out_bytes += len;
+	return unlikely(c->in > 0) ? VRING_ORDER : VRING_OK;
 }
 
 #endif

@@ -10,8 +10,10 @@
  * cannot have more descriptors available than the ring has places: `room` counts,
  * and one that does is broken, so nothing here ever laps itself.
  *
- * Barriers. Flags are loaded before the rest of a descriptor (acquire) and stored
- * after it (release). The driver's event area is looked at after the used flags
+ * Barriers. Flags of a request's first descriptor are loaded before all else of it
+ * (acquire): the driver stores them last. Of the used entries of a batch, which the
+ * driver looks at in order, the first's flags are stored last (release), so that one
+ * store shows them all. The driver's event area is looked at after the used flags
  * are visible, and the flags of the next descriptor after our event area is: both
  * need a full fence.
  */
@@ -45,63 +47,69 @@ int packed_init(struct vring *vr, const struct vring_params *p)
 	return 0;
 }
 
-static inline uint16_t after(const struct vring *vr, uint16_t pos, uint16_t count)
+/* The halves of a descriptor, each copied in one go: what is checked is what is used. */
+typedef uint64_t half __attribute__((may_alias));
+
+static inline void desc_load(struct vring_desc_packed *to, const struct vring_desc_packed *from)
 {
-	return (uint16_t)(pos + count) & vr->mask;
+	half *t = (half *)to;
+	const half *f = (const half *)from;
+
+	t[1] = __atomic_load_n(&f[1], __ATOMIC_ACQUIRE);
+	t[0] = __atomic_load_n(&f[0], __ATOMIC_RELAXED);
 }
 
-/* The end of the request that starts at last_avail. */
-static inline enum vring_fault find_end(const struct vring *vr, struct packed_head *head)
+static inline void advance(const struct vring *vr, uint16_t *pos, bool *wrap, unsigned int count)
 {
-	const struct vring_desc_packed *d = &vr->packed[vr->last_avail];
+	unsigned int to = *pos + count;
+
+	*wrap ^= to >= vr->num;
+	*pos = (uint16_t)(to & vr->mask);
+}
+
+/* The request that starts at last_avail, whose first descriptor has been copied. */
+static inline enum vring_fault copy_rest(const struct vring *vr, struct vring_desc_packed *to,
+					 struct vring_head *head)
+{
+	const struct vring_desc_packed *last = to;
+	unsigned int at = vr->last_avail;
 	uint16_t count = 1;
 
-	while (__atomic_load_n(&d->flags, __ATOMIC_ACQUIRE) & DESC_NEXT) {
+	if (unlikely(vr->room == 0))
+		return VRING_AVAIL_JUMP;
+	while (last->flags & DESC_NEXT) {
 		if (unlikely(count >= vr->room))
 			return VRING_LOOP;
-		d = &vr->packed[after(vr, vr->last_avail, count++)];
+		at = (at + 1) & vr->mask;
+		desc_load(&to[count], &vr->packed[at]);
+		last = &to[count++];
 	}
-	head->id = __atomic_load_n(&d->id, __ATOMIC_RELAXED);
-	head->first = vr->last_avail;
+	head->id = last->id;
 	head->count = count;
-	if (unlikely(head->id >= vr->num))
-		return VRING_HEAD_RANGE;
-	return count > vr->room ? VRING_AVAIL_JUMP : VRING_OK;
+	head->descs = to;
+	return likely(head->id < vr->num) ? VRING_OK : VRING_HEAD_RANGE;
 }
 
-int packed_pop(struct vring *vr, struct packed_head *heads, unsigned int max)
+int packed_pop(struct vring *vr, struct vring_head *heads, unsigned int max,
+	       struct vring_desc_packed *descs)
 {
 	unsigned int n = 0;
 
 	while (n < max) {
-		/* The flags of the first descriptor are the last that the driver writes. */
-		uint16_t flags = __atomic_load_n(&vr->packed[vr->last_avail].flags,
-						 __ATOMIC_ACQUIRE);
 		enum vring_fault fault;
 
-		if (!packed_is_avail(flags, vr->avail_wrap))
+		desc_load(descs, &vr->packed[vr->last_avail]);
+		if (!packed_is_avail(descs->flags, vr->avail_wrap))
 			break;
-		fault = find_end(vr, &heads[n]);
+		fault = copy_rest(vr, descs, &heads[n]);
 		if (unlikely(fault))
 			return n ? (int)n : -(int)fault;
 		vr->room = (uint16_t)(vr->room - heads[n].count);
-		vr->last_avail = after(vr, vr->last_avail, heads[n].count);
-		if (vr->last_avail < heads[n].first || heads[n].count == vr->num)
-			vr->avail_wrap = !vr->avail_wrap;
+		advance(vr, &vr->last_avail, &vr->avail_wrap, heads[n].count);
+		descs += heads[n].count;
 		n++;
 	}
 	return (int)n;
-}
-
-static inline struct vring_desc_packed desc_load(const struct vring_desc_packed *d)
-{
-	struct vring_desc_packed copy;
-
-	copy.addr = __atomic_load_n(&d->addr, __ATOMIC_RELAXED);
-	copy.len = __atomic_load_n(&d->len, __ATOMIC_RELAXED);
-	copy.id = 0;
-	copy.flags = __atomic_load_n(&d->flags, __ATOMIC_RELAXED);
-	return copy;
 }
 
 static enum vring_fault map_indirect(struct vring *vr, const struct vring_desc_packed *d,
@@ -109,15 +117,15 @@ static enum vring_fault map_indirect(struct vring *vr, const struct vring_desc_p
 {
 	const struct vring_desc_packed *table;
 	const void *at;
-	unsigned int size;
-	enum vring_fault fault = vring_table(vr, d->addr, d->len, &at, &size);
+	enum vring_fault fault = vring_table(vr, d->addr, d->len, &at);
 
 	if (unlikely(fault))
 		return fault;
 	table = at;
-	for (unsigned int i = 0; i < size; i++) {
-		struct vring_desc_packed in = desc_load(&table[i]);
+	for (unsigned int i = 0; i < d->len / 16; i++) {
+		struct vring_desc_packed in = { 0 };
 
+		desc_load(&in, &table[i]);
 		/* In such a table, all but WRITE is reserved. */
 		if (unlikely(in.flags & DESC_INDIRECT))
 			return VRING_INDIRECT;
@@ -128,45 +136,55 @@ static enum vring_fault map_indirect(struct vring *vr, const struct vring_desc_p
 	return VRING_OK;
 }
 
-enum vring_fault packed_map(struct vring *vr, const struct vring_desc_packed *table,
-			    const struct packed_head *head, struct vring_chain *c)
+enum vring_fault packed_map(struct vring *vr, const struct vring_head *head,
+			    struct vring_chain *c)
 {
-	c->out = c->in = 0;
-	c->out_bytes = c->in_bytes = 0;
+	vring_chain_init(c);
 	for (uint16_t i = 0; i < head->count; i++) {
-		struct vring_desc_packed d = desc_load(table ? &table[i] :
-						       &vr->packed[after(vr, head->first, i)]);
+		const struct vring_desc_packed *d = &head->descs[i];
 		enum vring_fault fault;
 
-		if (d.flags & DESC_INDIRECT) {
-			/* The whole request; NEXT may have changed since we looked for its end. */
-			if (unlikely(head->count != 1 || (d.flags & DESC_NEXT)))
+		if (d->flags & DESC_INDIRECT) {
+			/* It is the whole request. */
+			if (unlikely(head->count != 1))
 				return VRING_INDIRECT;
-			return map_indirect(vr, &d, c);
+			return map_indirect(vr, d, c);
 		}
-		fault = vring_add_buffer(vr, d.addr, d.len, d.flags, c);
+		fault = vring_add_buffer(vr, d->addr, d->len, d->flags, c);
 		if (unlikely(fault))
 			return fault;
 	}
 	return VRING_OK;
 }
 
-void packed_push(struct vring *vr, uint16_t id, uint16_t count, uint32_t len)
+static inline void log_desc(const struct vring *vr, const struct vring_desc_packed *d)
 {
-	struct vring_desc_packed *d = &vr->packed[vr->used_idx];
-	uint16_t old = vr->used_idx;
-
-	d->id = id;
-	d->len = len;
-	__atomic_store_n(&d->flags, vr->used_wrap ? PACKED_AVAIL | PACKED_USED : 0,
-			 __ATOMIC_RELEASE);
 	if (unlikely(vr->log && vr->log_used != DIRTY_LOG_NONE))
 		dirty_log_hva(vr->log, vr->mem, d, sizeof(*d));
-	vr->used_idx = after(vr, old, count);
-	if (vr->used_idx < old || count == vr->num)
-		vr->used_wrap = !vr->used_wrap;
-	vr->room = (uint16_t)(vr->room + count);
-	vr->fresh = (uint16_t)MIN(vr->fresh + count, UINT16_MAX);
+}
+
+void packed_push(struct vring *vr, const struct used_entry *entries, unsigned int n)
+{
+	struct vring_desc_packed *first = &vr->packed[vr->used_idx];
+	uint16_t first_flags = vr->used_wrap ? PACKED_AVAIL | PACKED_USED : 0;
+
+	for (unsigned int i = 0; i < n; i++) {
+		const struct used_entry *e = &entries[i];
+		struct vring_desc_packed *d = &vr->packed[vr->used_idx];
+
+		d->id = e->head;
+		d->len = e->len;
+		if (i > 0) {
+			__atomic_store_n(&d->flags, vr->used_wrap ? PACKED_AVAIL | PACKED_USED : 0,
+					 __ATOMIC_RELAXED);
+			log_desc(vr, d);
+		}
+		advance(vr, &vr->used_idx, &vr->used_wrap, e->count);
+		vr->room = (uint16_t)(vr->room + e->count);
+		vr->fresh = (uint16_t)MIN(vr->fresh + e->count, UINT16_MAX);
+	}
+	__atomic_store_n(&first->flags, first_flags, __ATOMIC_RELEASE);
+	log_desc(vr, first);
 }
 
 bool packed_publish(struct vring *vr)

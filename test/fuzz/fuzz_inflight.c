@@ -14,7 +14,7 @@
 #define ROUNDS 8
 #define ENTRIES 32		/* entries of a ring */
 
-static struct packed_head out[ENTRIES];	/* taken and not ended, in order */
+static struct vring_head out[ENTRIES];	/* taken and not ended, in order */
 static unsigned int out_count;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -42,7 +42,7 @@ static void adopt(struct vring *vr, struct inflight *fl)
 
 	out_count = 0;
 	for (unsigned int i = 0; i < fl->again_count; i++) {
-		const struct inflight_head *h = &fl->again[i];
+		struct inflight_head *h = &fl->again[i];
 		struct vring_chain c = chain_begin(false);
 
 		CHECK(h->head.id < vr->num && !is_out(h->head.id));
@@ -51,7 +51,7 @@ static void adopt(struct vring *vr, struct inflight *fl)
 			CHECK(h->head.count > 0 && held + h->head.count <= vr->num);
 			held += h->head.count;
 			inflight_descs(fl, h, table);
-			chain_check(&c, packed_map(vr, table, &h->head, &c));
+			chain_check(&c, packed_map(vr, &h->head, &c));
 		} else {
 			held++;
 		}
@@ -66,9 +66,10 @@ static void adopt(struct vring *vr, struct inflight *fl)
 
 static bool take_some(struct vring *vr, struct inflight *fl, unsigned int max)
 {
-	struct packed_head heads[8] = { { 0 } };
+	struct vring_head heads[8] = { { 0 } };
+	static struct vring_desc_packed descs[ENTRIES + 1];
 	uint16_t split[8];
-	int n = vr->packed ? packed_pop(vr, heads, max) : vring_pop(vr, split, max);
+	int n = vr->packed ? packed_pop(vr, heads, max, descs) : vring_pop(vr, split, max);
 
 	for (int i = 0; i < n; i++) {
 		if (!vr->packed)
@@ -77,7 +78,7 @@ static bool take_some(struct vring *vr, struct inflight *fl, unsigned int max)
 		if (is_out(heads[i].id))
 			return false;
 		if (vr->packed)
-			inflight_take_packed(fl, vr, &heads[i]);
+			inflight_take_packed(fl, &heads[i]);
 		else
 			inflight_take(fl, heads[i].id, (uint16_t)i);
 		CHECK(out_count < vr->num);
@@ -102,16 +103,14 @@ static void end_some(struct vring *vr, struct inflight *fl, unsigned int count, 
 	}
 	if (n == 0)
 		return;
-	for (unsigned int i = 0; i < n; i++) {
-		if (vr->packed) {
-			inflight_push_packed(fl, vr, &ended[i]);
-		} else {
-			inflight_used(fl, ended[i].head);
-			vring_push(vr, ended[i].head, ended[i].len);
-		}
-	}
-	if (vr->packed)
+	if (vr->packed) {
+		inflight_push_packed(fl, vr, ended, n);
 		return;
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		inflight_used(fl, ended[i].head);
+		vring_push(vr, ended[i].head, ended[i].len);
+	}
 	inflight_publish(fl);
 	vring_publish(vr);
 	inflight_published(fl, vr);
@@ -121,7 +120,7 @@ static void end_some(struct vring *vr, struct inflight *fl, unsigned int count, 
 static struct inflight *succeed(struct vring *vr, struct inflight *fl,
 				const struct vring_params *params, void *region, uint32_t entries)
 {
-	struct packed_head want[ENTRIES];
+	struct vring_head want[ENTRIES];
 	unsigned int count = out_count;
 	struct vring_params again = *params;
 	uint16_t last_avail = vr->last_avail;

@@ -13,7 +13,7 @@
 #define BATCH 8
 #define LOG_BYTES 3	/* pages 0 to 23: some of the memory is beyond */
 
-static struct packed_head out[128];
+static struct vring_head out[128];
 static unsigned int out_count;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -24,10 +24,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	return 0;
 }
 
-static void map_one(struct vring *vr, const struct packed_head *head, bool may_grow)
+static void map_one(struct vring *vr, const struct vring_head *head, bool may_grow)
 {
 	struct vring_chain c = chain_begin(may_grow);
-	enum vring_fault fault = packed_map(vr, NULL, head, &c);
+	enum vring_fault fault = packed_map(vr, head, &c);
 
 	chain_check(&c, fault);
 	if (!fault)
@@ -48,24 +48,33 @@ static void check_place(const struct vring *vr)
 
 static void end_some(struct vring *vr, unsigned int count, unsigned int which)
 {
-	while (count-- > 0 && out_count > 0) {
+	struct used_entry ended[8];
+	unsigned int n = 0;
+
+	while (n < count && out_count > 0) {
 		unsigned int i = which++ % out_count;
 
-		packed_push(vr, out[i].id, out[i].count, 1);
+		ended[n++] = (struct used_entry){ 1, out[i].id, out[i].count };
 		out[i] = out[--out_count];
 	}
+	if (n > 0)
+		packed_push(vr, ended, n);
 	packed_publish(vr);
 }
 
 static void serve(struct vring *vr, struct bytes *in, bool may_grow)
 {
-	for (int round = 0; round < ROUNDS; round++) {
-		uint8_t how = take_u8(in), at = take_u8(in);
-		int n = packed_pop(vr, &out[out_count], BATCH);
+	/* Of its exact size, for the sanitizer to see what goes beyond. */
+	struct vring_desc_packed *descs = calloc(vr->num + 1u, sizeof(*descs));
+	int n = 0;
 
+	for (int round = 0; round < ROUNDS && n >= 0; round++) {
+		uint8_t how = take_u8(in), at = take_u8(in);
+
+		n = packed_pop(vr, &out[out_count], BATCH, descs);
 		CHECK(n <= BATCH && n > -VRING_FAULTS);
 		for (int i = 0; i < n; i++) {
-			CHECK(out[out_count].id < vr->num && out[out_count].first < vr->num);
+			CHECK(out[out_count].id < vr->num);
 			CHECK(out[out_count].count > 0);
 			map_one(vr, &out[out_count], may_grow);
 			out_count++;
@@ -77,11 +86,10 @@ static void serve(struct vring *vr, struct bytes *in, bool may_grow)
 			vring_disable_kick(vr);
 		else
 			CHECK(vring_enable_kick(vr) == !vring_empty(vr));
-		if (n < 0)
-			return;
 		take(in, &vr->packed[at & vr->mask], 16);
 		take(in, &vr->packed[(at + 1) & vr->mask], 16);
 	}
+	free(descs);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
