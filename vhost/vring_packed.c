@@ -19,6 +19,8 @@
  */
 #include "vhost/vring_internal.h"
 
+#include <string.h>
+
 #define EVENT_ENABLE 0
 #define EVENT_DISABLE 1
 #define EVENT_DESC 2
@@ -47,16 +49,18 @@ int packed_init(struct vring *vr, const struct vring_params *p)
 	return 0;
 }
 
-/* The halves of a descriptor, each copied in one go: what is checked is what is used. */
 typedef uint64_t half __attribute__((may_alias));
 
+/* Copied once, in two loads: what is checked is what is used. */
 static inline void desc_load(struct vring_desc_packed *to, const struct vring_desc_packed *from)
 {
-	half *t = (half *)to;
-	const half *f = (const half *)from;
+	const half *halves = (const half *)from;
+	uint64_t copy[2];
 
-	t[1] = __atomic_load_n(&f[1], __ATOMIC_ACQUIRE);
-	t[0] = __atomic_load_n(&f[0], __ATOMIC_RELAXED);
+	/* With the flags first. */
+	copy[1] = __atomic_load_n(&halves[1], __ATOMIC_ACQUIRE);
+	copy[0] = __atomic_load_n(&halves[0], __ATOMIC_RELAXED);
+	memcpy(to, copy, sizeof(copy));
 }
 
 static inline void advance(const struct vring *vr, uint16_t *pos, bool *wrap, unsigned int count)
@@ -123,7 +127,7 @@ static enum vring_fault map_indirect(struct vring *vr, const struct vring_desc_p
 		return fault;
 	table = at;
 	for (unsigned int i = 0; i < d->len / 16; i++) {
-		struct vring_desc_packed in = { 0 };
+		struct vring_desc_packed in;
 
 		desc_load(&in, &table[i]);
 		/* In such a table, all but WRITE is reserved. */
