@@ -115,7 +115,8 @@ $(BUILD)/test/libfrontend.so: $(FE_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) -shared $(NO_LTO) $(LDFLAGS) -o $@ $(FE_OBJ) -lpthread
 
-$(BUILD)/test/bench: $(BUILD)/obj/test/bench/bench.o $(BUILD)/test/libfrontend.a
+BENCH_OBJ := $(patsubst %,$(BUILD)/obj/test/bench/%.o,bench limit result setup)
+$(BUILD)/test/bench: $(BENCH_OBJ) $(BUILD)/test/libfrontend.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(NO_LTO) $(HARDEN_LD) $(LDFLAGS) -o $@ $^ -lpthread

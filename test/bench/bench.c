@@ -17,6 +17,9 @@
  * With --wait we sleep on the call eventfds whenever nothing is ready, as a guest does: for a
  * target that sleeps too and shares our core.
  *
+ * A driver writes its descriptors anew for each request, which we do only with --rewrite: then the
+ * target finds their cache lines on our core, as it would on a guest's.
+ *
  * One time stamp is taken for each batch: a latency ends when we see the completion and begins
  * when we publish. Data with --verify is a function of its block number alone, so overlapping
  * writes in flight do no harm and a later run can check what an earlier one wrote.
@@ -43,24 +46,13 @@
 #define IDLE_SPINS 64u
 #define MAX_BATCH 32u
 #define STALL_NS UINT64_C(5000000000)
-#define NUM_PCT 5
 
-static const double percentile[NUM_PCT] = { 50, 90, 99, 99.9, 99.99 };
-
-static volatile sig_atomic_t interrupted;
+volatile sig_atomic_t interrupted;
 
 static void on_signal(int sig)
 {
 	(void)sig;
 	interrupted = 1;
-}
-
-static inline uint64_t next_random(struct bench *b)
-{
-	b->rng ^= b->rng << 13;
-	b->rng ^= b->rng >> 7;
-	b->rng ^= b->rng << 17;
-	return b->rng;
 }
 
 /* ---- data ---- */
@@ -286,13 +278,16 @@ static void poll_queue(struct bench *b, struct bench_queue *q)
 	}
 }
 
-/* Ask for calls, or no longer. */
-static void want_calls(struct bench_queue *q, bool on)
+/* Ask for a call after `count` completions, or with 0 for none. Only the event index of split
+ * rings counts; all else calls after the first. */
+static void want_calls(struct bench_queue *q, uint16_t count)
 {
+	bool on = count > 0;
+
 	if (q->vq->packed)
 		packed_want_calls(q, on);
 	else if (q->vq->event_idx)
-		fe_vq_set_used_event(q->vq, (uint16_t)(q->last_used - !on));
+		fe_vq_set_used_event(q->vq, (uint16_t)(q->last_used + count - 1));
 	else
 		fe_vq_set_avail_flags(q->vq, on ? 0 : VRING_AVAIL_F_NO_INTERRUPT);
 }
@@ -302,28 +297,32 @@ static void wait_for_call(struct bench *b)
 {
 	struct pollfd fds[FE_MAX_QUEUES];
 	bool ready = false;
-	uint64_t count;
+	uint64_t calls;
 
 	for (uint32_t i = 0; i < b->queues; i++) {
 		struct bench_queue *q = &b->q[i];
+		uint16_t count = (uint16_t)(b->calls < q->in_flight ? b->calls : q->in_flight);
 
 		fds[i] = (struct pollfd){ .fd = q->vq->call_fd, .events = POLLIN };
-		want_calls(q, true);
+		if (count == 0)
+			continue;
+		want_calls(q, count);
 		/* Either way a fence between asking for calls and looking for completions. */
 		if (q->look_again)
 			look_slow(b, q);
 		else
 			fe_fence();
 		ready |= b->packed ? packed_ready(q) :
-			 __atomic_load_n(&q->vq->used->idx, __ATOMIC_ACQUIRE) != q->last_used;
+			 (uint16_t)(__atomic_load_n(&q->vq->used->idx, __ATOMIC_ACQUIRE) -
+				    q->last_used) >= count;
 	}
 	if (!ready)
 		poll(fds, b->queues, 100);
 	for (uint32_t i = 0; i < b->queues; i++) {
 		if (!ready && (fds[i].revents & POLLIN) &&
-		    read(fds[i].fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+		    read(fds[i].fd, &calls, sizeof(calls)) < 0 && errno != EAGAIN)
 			b->broken = true;
-		want_calls(&b->q[i], false);
+		want_calls(&b->q[i], 0);
 	}
 }
 
@@ -336,6 +335,14 @@ static uint32_t in_flight(const struct bench *b)
 	return n;
 }
 
+/* The clock stops: what ends later is only drained. */
+static double stop_clock(struct bench *b, uint64_t ns)
+{
+	b->timed_ios = b->ios;
+	b->target_cpu_s = target_cpu(b) - b->target_cpu_s;
+	return (double)ns / 1e9;
+}
+
 /* Until `ms` have passed or max_ios were done; then wait for what is in flight. */
 static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 {
@@ -343,7 +350,7 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 	double elapsed = 0;
 
 	b->stop = false;
-	b->timed_ios = 0;
+	b->target_cpu_s = target_cpu(b);
 	for (uint32_t i = 0; i < b->queues; i++) {
 		for (uint32_t s = 0; s < b->qd && b->issued < max_ios; s++)
 			prepare(b, &b->q[i], &b->q[i].slots[s], ticks());
@@ -362,9 +369,7 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 		now = fe_now_ns();
 		if (now - start >= ms * 1000000u || interrupted) {
 			if (elapsed == 0)
-				elapsed = (double)(now - start);
-			if (b->timed_ios == 0)
-				b->timed_ios = b->ios;
+				elapsed = stop_clock(b, now - start);
 			b->stop = true;
 		}
 		if (b->ios != seen) {
@@ -376,197 +381,10 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 			b->broken = true;
 		}
 	}
-	if (b->timed_ios == 0)
-		b->timed_ios = b->ios;
+	if (elapsed == 0)
+		elapsed = stop_clock(b, fe_now_ns() - start);
 	b->ns_per_tick = (double)(fe_now_ns() - start) / (double)(ticks() - start_ticks);
-	return (elapsed > 0 ? elapsed : (double)(fe_now_ns() - start)) / 1e9;
-}
-
-/* ---- setting up ---- */
-
-/* From now on its descriptors, which stand at `at`, are written anew for each request. */
-static void rewrite_slot(struct slot *s, struct vring_desc *at, struct vring_desc *head)
-{
-	s->to = at;
-	memcpy(s->copy, at, sizeof(s->copy));
-	s->data_flags = (uint16_t *)(void *)((char *)s->copy +
-					     ((char *)s->data_flags - (char *)at));
-	s->head_to = head;
-	if (head)
-		s->head_copy = *head;
-}
-
-static int build_slot(struct bench *b, struct bench_queue *q, uint16_t i, uint64_t lines)
-{
-	struct slot *s = &q->slots[i];
-	uint64_t line = lines + i * sizeof(struct line);
-	uint64_t table = FE_NO_GPA, data = fe_alloc(b->fe, 0, b->bs, 4096);
-	const struct fe_seg segs[3] = {
-		{ line, sizeof(s->line->hdr), 0 },
-		{ data, b->bs, b->write_pct > 0 ? 0 : FE_SEG_WRITE },
-		{ line + offsetof(struct line, status), 1, FE_SEG_WRITE },
-	};
-	struct vring_desc *d;
-
-	if (b->indirect)
-		table = fe_alloc(b->fe, 0, 64, 64);
-	s->head = (uint16_t)(b->indirect || b->packed ? i : i * 3);
-	s->line = fe_gpa(b->fe, line, sizeof(struct line));
-	s->data = fe_gpa(b->fe, data, b->bs);
-	if (!s->line || !s->data || (b->indirect && table == FE_NO_GPA))
-		return -ENOSPC;
-	s->write = b->write_pct > 0;
-	s->line->hdr.type = s->write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
-	memset(s->data, 0xa5, b->bs);
-	q->slot_of[s->head] = i;
-	if (b->packed) {
-		packed_build(s, segs, fe_gpa(b->fe, table, 48), table);
-		if (b->rewrite && b->indirect)
-			rewrite_slot(s, fe_gpa(b->fe, table, 48), NULL);
-		return 0;
-	}
-	d = b->indirect ? fe_gpa(b->fe, table, 48) : &q->vq->desc[s->head];
-	if (b->indirect)
-		fe_vq_set_desc(q->vq, s->head, table, 48, VRING_DESC_F_INDIRECT, 0);
-	for (uint16_t k = 0; k < 3; k++)
-		d[k] = (struct vring_desc){
-			segs[k].gpa, segs[k].len,
-			(uint16_t)((k < 2 ? VRING_DESC_F_NEXT : 0) |
-				   (segs[k].flags ? VRING_DESC_F_WRITE : 0)),
-			(uint16_t)(k < 2 ? (b->indirect ? 0 : s->head) + k + 1 : 0),
-		};
-	s->data_flags = &d[1].flags;
-	if (b->rewrite)
-		rewrite_slot(s, d, b->indirect ? &q->vq->desc[s->head] : NULL);
-	return 0;
-}
-
-static int build_queue(struct bench *b, uint32_t index)
-{
-	struct bench_queue *q = &b->q[index];
-	uint64_t lines = fe_alloc(b->fe, 0, b->qd * sizeof(struct line), 64);
-
-	q->vq = fe_queue(b->fe, index);
-	q->mask = (uint16_t)(q->vq->size - 1);
-	q->slots = calloc(b->qd, sizeof(*q->slots));
-	q->slot_of = malloc(q->vq->size * sizeof(*q->slot_of));
-	q->shadow = malloc(q->vq->size * sizeof(*q->shadow));
-	if (!q->slots || !q->slot_of || !q->shadow || lines == FE_NO_GPA)
-		return -ENOMEM;
-	memset(q->slot_of, 0xff, q->vq->size * sizeof(*q->slot_of));
-	memset(q->shadow, 0xff, q->vq->size * sizeof(*q->shadow));
-	for (uint16_t i = 0; i < b->qd; i++) {
-		int rc = build_slot(b, q, i, lines);
-
-		if (rc < 0)
-			return rc;
-	}
-	q->wrap = q->used_wrap = true;
-	if (b->packed) {
-		packed_want_calls(q, false);
-		return 0;
-	}
-	fe_vq_set_avail_flags(q->vq, VRING_AVAIL_F_NO_INTERRUPT);
-	if (q->vq->event_idx)
-		fe_vq_set_used_event(q->vq, 0xffff);
-	return 0;
-}
-
-static int set_range(struct bench *b)
-{
-	uint64_t size = fe_capacity(b->fe) * 512;
-
-	if (b->size == 0 || b->size > size)
-		b->size = size;
-	b->blocks = b->size / b->bs;
-	b->block_sectors = b->bs / 512;
-	if (b->blocks == 0) {
-		fprintf(stderr, "bench: the disk (%llu bytes) is smaller than one block\n",
-			(unsigned long long)size);
-		return -EINVAL;
-	}
-	if (b->write_pct > 0 && (b->fe->features & FE_BIT(VIRTIO_BLK_F_RO))) {
-		fprintf(stderr, "bench: the disk is read-only\n");
-		return -EROFS;
-	}
-	/* Without a bitmap every block counts as written: by an earlier run. */
-	if (b->verify && (b->prefill || b->write_pct > 0)) {
-		b->written = calloc(1, b->blocks / 8 + 1);
-		if (!b->written)
-			return -ENOMEM;
-	}
-	b->hist = calloc(1, sizeof(*b->hist));
-	b->q = calloc(b->queues, sizeof(*b->q));
-	return b->hist && b->q ? 0 : -ENOMEM;
-}
-
-static int connect_target(struct bench *b)
-{
-	uint32_t per = b->indirect ? b->qd : b->qd * 3, ring = 64;
-	struct fe_opts o;
-	int err = 0;
-
-	while (ring < per)
-		ring *= 2;
-	if (ring > 32768) {
-		fprintf(stderr, "bench: queue depth %u is too deep for a ring\n", b->qd);
-		return -EINVAL;
-	}
-	fe_opts_init(&o);
-	o.style = b->libblkio ? FE_STYLE_LIBBLKIO : FE_STYLE_QEMU;
-	o.num_queues = (uint16_t)b->queues;
-	o.queue_size = (uint16_t)ring;
-	o.flags = (b->indirect ? FE_O_INDIRECT : 0) | (b->event_idx ? FE_O_EVENT_IDX : 0) |
-		  (b->packed ? FE_O_PACKED : 0) | (b->no_inflight ? FE_O_NO_INFLIGHT : 0);
-	o.backing = b->hugetlb ? FE_MEM_MEMFD_HUGE : FE_MEM_MEMFD;
-	o.mem_size = (uint64_t)b->queues * (b->qd * ((uint64_t)b->bs + 8192) + ring * 128u + 65536);
-	o.mem_size = (o.mem_size + (UINT64_C(2) << 20)) & ~((UINT64_C(2) << 20) - 1);
-	b->fe = fe_connect(b->socket, &o, &err);
-	if (!b->fe) {
-		fprintf(stderr, "bench: %s: %s%s\n", b->socket, strerror(-err),
-			err == -ENOMEM && b->hugetlb ? " (not enough huge pages?)" :
-			err == -ENXIO ? " (the target has fewer queues)" : "");
-		return err;
-	}
-	if (b->indirect && !(b->fe->features & FE_BIT(FE_F_INDIRECT))) {
-		fprintf(stderr, "bench: the target offers no indirect descriptors\n");
-		return -EOPNOTSUPP;
-	}
-	if (b->packed && !(b->fe->features & FE_BIT(FE_F_RING_PACKED))) {
-		fprintf(stderr, "bench: the target offers no packed rings\n");
-		return -EOPNOTSUPP;
-	}
-	err = set_range(b);
-	for (uint32_t i = 0; i < b->queues && err == 0; i++)
-		err = build_queue(b, i);
-	return err;
-}
-
-static void release(struct bench *b)
-{
-	if (b->fe && !b->broken)
-		fe_stop(b->fe);
-	for (uint32_t i = 0; b->q && i < b->queues; i++) {
-		free(b->q[i].slots);
-		free(b->q[i].slot_of);
-		free(b->q[i].shadow);
-	}
-	free(b->q);
-	free(b->hist);
-	free(b->written);
-	fe_destroy(b->fe);
-}
-
-static void set_slots(struct bench *b, bool write)
-{
-	for (uint32_t i = 0; i < b->queues * b->qd; i++) {
-		struct slot *s = &b->q[i / b->qd].slots[i % b->qd];
-
-		s->write = write;
-		*s->data_flags &= (uint16_t)~VRING_DESC_F_WRITE;
-		*s->data_flags |= write ? 0 : VRING_DESC_F_WRITE;
-		s->line->hdr.type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
-	}
+	return elapsed;
 }
 
 /* Write every block once, in order, with its pattern; then forget the figures. */
@@ -579,97 +397,16 @@ static void prefill(struct bench *b)
 	b->random = false;
 	b->write_pct = 100;
 	b->cursor = b->blocks - 1;
-	set_slots(b, true);
+	bench_set_slots(b, true);
 	/* run() stops issuing up to a queue depth early: go a little over instead of under. */
 	run(b, 600000, b->blocks + 2 * (uint64_t)b->qd * b->queues);
 	b->verify = verify;
 	b->random = random;
 	b->write_pct = pct;
 	if (pct == 0)
-		set_slots(b, false);
+		bench_set_slots(b, false);
 	b->ios = b->read_ios = b->issued = b->kicks = 0;
 	memset(b->hist, 0, sizeof(*b->hist));
-}
-
-/* ---- results ---- */
-
-static double us(const struct bench *b, double v)
-{
-	return v * b->ns_per_tick / 1000;
-}
-
-static void print_text(const struct bench *b, double s)
-{
-	double iops = s > 0 ? (double)b->timed_ios / s : 0;
-
-	printf("%.0f IOPS, %.1f MB/s, %llu I/Os in %.2f s, %llu errors, %llu kicks\n", iops,
-	       iops * b->bs / 1e6, (unsigned long long)b->ios, s, (unsigned long long)b->errors,
-	       (unsigned long long)b->kicks);
-	if (b->hist->samples == 0)
-		return;
-	printf("latency us: mean %.2f", us(b, hist_mean(b->hist)));
-	for (int i = 0; i < NUM_PCT; i++)
-		printf(", p%g %.2f", percentile[i], us(b, hist_percentile(b->hist, percentile[i])));
-	printf(", max %.2f\n", us(b, (double)b->hist->max));
-	if (b->verify)
-		printf("verify: %llu blocks differ\n", (unsigned long long)b->verify_errors);
-}
-
-static void print_json(const struct bench *b, double s)
-{
-	double iops = s > 0 ? (double)b->timed_ios / s : 0;
-
-	printf("{\"iops\": %.1f, \"bytes_per_s\": %.0f, \"ios\": %llu, \"reads\": %llu, "
-	       "\"seconds\": %.4f, \"errors\": %llu, \"verify_errors\": %llu, \"kicks\": %llu, "
-	       "\"qd\": %u, \"bs\": %u, \"queues\": %u, \"lat_us\": {\"mean\": %.3f",
-	       iops, iops * b->bs, (unsigned long long)b->ios, (unsigned long long)b->read_ios, s,
-	       (unsigned long long)b->errors, (unsigned long long)b->verify_errors,
-	       (unsigned long long)b->kicks, b->qd, b->bs, b->queues,
-	       us(b, hist_mean(b->hist)));
-	for (int i = 0; i < NUM_PCT; i++)
-		printf(", \"p%g\": %.3f", percentile[i],
-		       us(b, hist_percentile(b->hist, percentile[i])));
-	printf(", \"max\": %.3f}}\n", us(b, (double)b->hist->max));
-}
-
-/* What memory alone can do: copies of `bs` between random blocks of 256 MiB and qd buffers. */
-static int memcpy_limit(struct bench *b)
-{
-	const uint64_t size = UINT64_C(256) << 20, blocks = size / b->bs;
-	uint8_t *disk = aligned_alloc(4096, size);
-	uint8_t *bufs = aligned_alloc(4096, ((uint64_t)b->qd * b->bs + 4095) & ~UINT64_C(4095));
-	uint64_t start, n = 0;
-	double s;
-
-	if (!disk || !bufs) {
-		free(disk);
-		free(bufs);
-		return -ENOMEM;
-	}
-	memset(disk, 1, size);
-	memset(bufs, 2, (uint64_t)b->qd * b->bs);
-	start = fe_now_ns();
-	do {
-		for (int i = 0; i < 256; i++, n++) {
-			uint64_t at = (uint64_t)(((unsigned __int128)next_random(b) * blocks) >> 64);
-			uint8_t *buf = bufs + n % b->qd * b->bs;
-
-			if (b->write_pct)
-				memcpy(disk + at * b->bs, buf, b->bs);
-			else
-				memcpy(buf, disk + at * b->bs, b->bs);
-		}
-		s = (double)(fe_now_ns() - start) / 1e9;
-	} while (s * 1000 < b->runtime_ms && !interrupted);
-	b->ios = b->timed_ios = n;
-	b->ns_per_tick = 1;
-	b->hist = calloc(1, sizeof(*b->hist));
-	if (b->hist)
-		b->json ? print_json(b, s) : print_text(b, s);
-	free(b->hist);
-	free(disk);
-	free(bufs);
-	return 0;
 }
 
 /* ---- the command line ---- */
@@ -698,7 +435,7 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_PACKED, O_NO_INFLIGHT, O_REWRITE, O_HELP };
+       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_PREFETCH, O_HISTOGRAM, O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -710,8 +447,10 @@ static const struct option long_options[] = {
 	{ "libblkio", 0, NULL, O_LIBBLKIO }, { "seed", 1, NULL, O_SEED },
 	{ "json", 0, NULL, O_JSON }, { "memcpy", 0, NULL, O_MEMCPY },
 	{ "packed", 0, NULL, O_PACKED }, { "no-inflight", 0, NULL, O_NO_INFLIGHT },
-	{ "rewrite", 0, NULL, O_REWRITE },
-	{ "wait", 0, NULL, O_WAIT }, { "help", 0, NULL, O_HELP },
+	{ "wait", 0, NULL, O_WAIT }, { "read-pct", 1, NULL, O_READ_PCT },
+	{ "rewrite", 0, NULL, O_REWRITE }, { "calls", 1, NULL, O_CALLS },
+	{ "prefetch", 0, NULL, O_PREFETCH }, { "histogram", 0, NULL, O_HISTOGRAM },
+	{ "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -738,7 +477,11 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_WAIT: b->wait = true; break;
 	case O_PACKED: b->packed = true; break;
 	case O_NO_INFLIGHT: b->no_inflight = true; break;
+	case O_READ_PCT: b->read_pct = (uint32_t)number(arg); break;
 	case O_REWRITE: b->rewrite = true; break;
+	case O_CALLS: b->calls = (uint32_t)number(arg); break;
+	case O_PREFETCH: b->prefetch = true; break;
+	case O_HISTOGRAM: b->json = b->histogram = true; break;
 	case O_RW:
 		if (set_mode(b, arg) == 0)
 			break;
@@ -758,11 +501,14 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 	int opt;
 
 	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1,
-			     .random = true, .max_ios = UINT64_MAX };
+			     .calls = 1, .read_pct = UINT32_MAX, .random = true, .max_ios = UINT64_MAX };
 	while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1)
 		set_option(b, opt, optarg, memcpy_only);
+	if (b->read_pct != UINT32_MAX)
+		b->write_pct = 100 - b->read_pct;
 	if ((!b->socket && !*memcpy_only) || optind != argc || b->qd == 0 || b->qd > 32768 ||
-	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0) {
+	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
+	    b->write_pct > 100 || b->calls == 0) {
 		fputs(usage, stderr);
 		exit(2);
 	}
@@ -792,15 +538,15 @@ int main(int argc, char **argv)
 	}
 	if (memcpy_only)
 		return memcpy_limit(&b) < 0;
-	if (connect_target(&b) < 0) {
+	if (bench_connect(&b) < 0) {
 		b.broken = true;
-		release(&b);
+		bench_release(&b);
 		return 1;
 	}
 	if (b.prefill)
 		prefill(&b);
 	s = run(&b, b.runtime_ms, b.max_ios);
-	b.json ? print_json(&b, s) : print_text(&b, s);
-	release(&b);
+	print_result(&b, s);
+	bench_release(&b);
 	return b.broken || b.errors > 0 || b.verify_errors > 0;
 }

@@ -4,6 +4,8 @@
 #define BENCH_LOAD_H
 
 #include <linux/virtio_blk.h>
+#include <signal.h>
+#include <time.h>
 
 #include "../frontend/frontend.h"
 
@@ -50,11 +52,12 @@ struct bench_queue {
 
 struct bench {
 	const char *socket;
-	uint32_t qd, bs, queues, write_pct, runtime_ms, seed;
+	uint32_t qd, bs, queues, write_pct, read_pct, runtime_ms, seed;
 	uint32_t batch;		/* publish after so many */
 	uint64_t size, max_ios;
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
-	bool packed, no_inflight, rewrite;
+	bool packed, no_inflight, rewrite, prefetch, histogram;
+	uint32_t calls;		/* with --wait: a call is wanted after so many completions */
 	int cpu;
 
 	struct fe *fe;
@@ -66,6 +69,32 @@ struct bench {
 	struct hist *hist;	/* latencies in ticks */
 	double ns_per_tick;
 	bool stop, broken;
+	pid_t target_pid;	/* 0: unknown */
+	clockid_t target_clock;
+	double target_cpu_s;	/* while our clock ran, all its threads */
 };
+
+extern volatile sig_atomic_t interrupted;
+
+static inline uint64_t next_random(struct bench *b)
+{
+	b->rng ^= b->rng << 13;
+	b->rng ^= b->rng >> 7;
+	b->rng ^= b->rng << 17;
+	return b->rng;
+}
+
+/* setup.c: -errno, said on stderr. */
+int bench_connect(struct bench *b);
+void bench_set_slots(struct bench *b, bool write);
+void bench_release(struct bench *b);
+/* Seconds of CPU time so far, 0 when nobody knows. */
+double target_cpu(const struct bench *b);
+
+/* result.c: as text or JSON; `s`: seconds that were timed. */
+void print_result(const struct bench *b, double s);
+
+/* limit.c: copies without any target; prints its result. */
+int memcpy_limit(struct bench *b);
 
 #endif
