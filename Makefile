@@ -88,7 +88,8 @@ help:
 	@echo '  check-ceph        RBD on a one-node cluster on loopback'
 	@echo '  check-fuzz        replay of the fuzzing corpora'
 	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
-	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon'
+	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon (4 minutes);'
+	@echo '                    also as $(BUILD)/bench.json and bench.svg. bench-quick: 90 seconds'
 	@echo '  lint              layers, clang-tidy, cppcheck'
 	@echo '  format            clang-format on what differs'
 	@echo '  install           to DESTDIR, PREFIX ($(PREFIX))'
@@ -137,7 +138,8 @@ $(BUILD)/test/fuzz/%: $(BUILD)/obj/test/fuzz/%.o $(if $(FUZZ),,$(BUILD)/obj/test
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(NO_LTO) $(HARDEN_LD) $(LDFLAGS) $(FUZZ_LIB) -o $@ $^ $(LIBS)
 
-tests: all $(UNIT_BIN) $(FUZZ_BIN) $(BUILD)/test/libfrontend.a build/test/libfrontend.so
+tests: all $(UNIT_BIN) $(FUZZ_BIN) $(BUILD)/test/libfrontend.a $(BUILD)/test/bench \
+	build/test/libfrontend.so
 
 # Python loads the front end, so that one is never a sanitized one.
 ifneq ($(SAN),)
@@ -157,8 +159,9 @@ fuzz:
 fuzz-run: $(FUZZ_BIN)
 	@test/fuzz/run.sh $(BUILD) $(or $(FUZZ_SECONDS),60)
 
-bench: all $(BUILD)/test/bench
-	@BUILD=$(BUILD) $(PYTHON) test/bench/run.py $(BENCH_ARGS)
+bench bench-quick: all $(BUILD)/test/bench
+	@BUILD=$(BUILD) $(PYTHON) test/bench/run.py --json $(BUILD)/bench.json --svg $(BUILD)/bench.svg \
+		$(if $(filter bench-quick,$@),--rounds 3 --runtime 0.4) $(BENCH_ARGS)
 
 lint:
 	@scripts/check-layers.sh
@@ -184,7 +187,7 @@ version:
 	@echo $(VERSION)
 
 .PHONY: all help tests check check-unit check-functional check-guest check-fuzz check-ceph fuzz fuzz-run \
-	bench lint format install clean version FORCE
+	bench bench-quick lint format install clean version FORCE
 .SECONDARY:
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

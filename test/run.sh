@@ -117,7 +117,7 @@ everything() {
 	fi
 	mkdir -p build/logs
 	rm -f build/logs/*.rc
-	make_variant gcc WERROR=1 tests build/test/bench
+	make_variant gcc WERROR=1 tests
 	built gcc || return
 	for s in unit functional; do suite "$s"; done
 	(

@@ -24,7 +24,6 @@ the reactor: docs/ceph.md, "Tuning".
 import argparse
 import json
 import os
-import resource
 import shutil
 import signal
 import statistics
@@ -36,19 +35,16 @@ import time
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [os.path.join(REPO, "test", "bench"), os.path.join(REPO, "test", "ceph")]
 
-from run import Case, Missing, Process, Rpc, Results, kilo, run_json, say, stop  # noqa: E402
-from ceph import POOL, Cluster                              # noqa: E402
+from report import (Missing, Results, children_seconds, kilo, machine, machine_lines, markdown,
+                    micro, say, table, times, write, write_json)        # noqa: E402
+from run import Case, Process, Rpc, run_json, stop                      # noqa: E402
+from ceph import POOL, Cluster                                          # noqa: E402
 
 USER = "spindle"
 MANY = 4
 TRIES = 8
 INLINE = {"rbd_non_blocking_aio": "false", "objecter_inflight_ops": "0",
           "objecter_inflight_op_bytes": "0"}
-
-
-def children_seconds():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def bench_argv(o, case, path):
@@ -278,6 +274,7 @@ def run_peers(o, tmp, cluster, cases, results):
     made = contenders(o, tmp, cluster)
     try:
         for n in range(o.rounds):
+            results.round = n
             say("round %d of %d" % (n + 1, o.rounds))
             for case in cases:
                 # Turn and turn about: nobody is always the first after a pause.
@@ -294,6 +291,7 @@ def run_connections(o, tmp, cluster, cases, results):
     for image in images:
         make_image(cluster, image, o.image_mib // MANY)
     for n in range(o.rounds):
+        results.round = n
         say("connections, round %d of %d" % (n + 1, o.rounds))
         for count in o.connections:
             target = Target(o, tmp, cluster, images,
@@ -313,21 +311,19 @@ def summary(results, case, who):
     return s
 
 
-def table(cases, names, results, base, word):
+def rows(cases, names, results, base, word):
     """base: whose IOPS the last column compares with; word: its head."""
-    rows = [("case", "who", "IOPS", "min", "max", "p50 us", "p99 us", "CPU us/IO", word)]
+    out = [("case", "who", "IOPS", "min", "max", "p50 us", "p99 us", "CPU us/IO", word)]
     for case in cases:
-        first = summary(results, case, base)
         for who in names:
             s = summary(results, case, who)
-            if s:
-                rows.append((case.name, who, kilo(s["iops"]), kilo(s["min"]), kilo(s["max"]),
-                             "%.0f" % s["p50_us"], "%.0f" % s["p99_us"], "%.1f" % s["cpu_us"],
-                             "%.2fx" % (s["iops"] / first["iops"]) if first else "-"))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    for r in rows:
-        say("  ".join(c.ljust(w) if i < 2 else c.rjust(w)
-                      for i, (c, w) in enumerate(zip(r, widths))).rstrip())
+            if not s:
+                continue
+            over = results.ratio(case, who, base)
+            out.append((case.name, who, kilo(s["iops"]), kilo(s["min"]), kilo(s["max"]),
+                        micro(s["lat_us"]["p50"]), micro(s["lat_us"]["p99"]),
+                        "%.1f" % s["cpu_us"], times(over["median"] if over else None)))
+    return out
 
 
 def options():
@@ -343,6 +339,7 @@ def options():
     p.add_argument("--no-peers", action="store_true", help="only --connections")
     p.add_argument("--poll-us", type=int, default=20, help="for ours-poll")
     p.add_argument("--json", metavar="FILE", help="write everything measured there")
+    p.add_argument("--markdown", metavar="FILE", help="tables for docs/performance.md; -: print")
     p.add_argument("--image-mib", type=int, default=1024)
     p.add_argument("--store", default="memstore", choices=("memstore", "bluestore"))
     p.add_argument("--auth", default="cephx", choices=("cephx", "none"))
@@ -362,30 +359,36 @@ def options():
     return o
 
 
-def report(o, cases, many, results):
-    say("")
+def tables(o, cases, many, results):
     names = [w for w in o.who if not o.no_peers]
-    for base in [w for w in ("fio", "qsd") if w in names] or names[:1]:
-        table(cases, names, results, base, "of " + base)
-        say("")
+    out = [rows(cases, names, results, base, "of " + base)
+           for base in [w for w in ("fio", "qsd") if w in names] or names[:1]]
     pools = ["%d conn" % n for n in o.connections]
     if pools:
-        say("%d images at once, target %s:" % (MANY, "unpinned" if o.spread else "pinned"))
-        table(many, pools, results, pools[0], "of first")
-        say("")
-    say("medians of %d rounds of %g s; %s, %s; CPU: of core %d, contender and load (of the "
-        "target only with several images);\nfio's CPU includes its start"
+        say("%d images at once, target %s" % (MANY, "unpinned" if o.spread else "pinned"))
+        out.append(rows(many, pools, results, pools[0], "of first"))
+    return names + pools, out
+
+
+def report(o, cases, many, results):
+    say("")
+    names, found = tables(o, cases, many, results)
+    for t in found:
+        say(table(t) + "\n")
+    say("medians of %d rounds of %g s, and of the rounds' ratios; %s, %s; CPU: of core %d, "
+        "contender and load (of the target only with several images);\nfio's CPU includes its start"
         % (o.rounds, o.runtime, o.store, o.auth, o.client_cpu))
     if o.quiet:
         say("%d samples were dropped as others used more than %g of a core" % (o.loud, o.quiet))
         say("kept: " + ", ".join("%s %s %d" % (c.name, w, len(results.samples.get((c.name, w), [])))
                                  for c in cases for w in names))
+    if o.markdown:
+        write(o.markdown, "\n".join(machine_lines(o.machine)) + "\n\n" +
+              "\n\n".join(markdown(t) for t in found))
     if o.json:
-        with open(o.json, "w") as f:
-            json.dump({c.name: {w: s for w in names + pools
-                                for s in [summary(results, c, w)] if s}
-                       for c in cases + many}, f, indent=1)
-            f.write("\n")
+        write_json(o.json, {"machine": o.machine, "cases": {
+            c.name: {w: s for w in names for s in [summary(results, c, w)] if s}
+            for c in cases + many}})
 
 
 def main():
@@ -400,6 +403,9 @@ def main():
     if os.getloadavg()[0] > 1:
         say("note: others use this machine (load %.1f): mind the lowest and highest"
             % os.getloadavg()[0])
+    o.machine = machine(REPO)
+    for line in machine_lines(o.machine):
+        say(line)
     cases = [Case("rbd", rw, "4k", qd) for rw in ("randread", "randwrite") for qd in (1, 32)]
     cases = [c for c in cases if o.only in c.name]
     many = [Case("%d x rbd" % MANY, rw, "4k", 32) for rw in ("randread", "randwrite")]

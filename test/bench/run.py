@@ -2,36 +2,50 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`make bench`: the target beside its peers, in one run.
 
-Each round measures every case once, ours and the peers' one after the other, so that a slow
-minute of the machine hits all of them; the table shows medians over the rounds with the lowest
-and highest. The target has core 0 to itself and the load generator core 1. While a peer is
-measured our target is stopped (SIGSTOP): it polls, and would eat the peer's core.
+    python3 test/bench/run.py [--json FILE] [--svg FILE] [--markdown FILE|-]
+    python3 test/bench/run.py --from FILE.json --markdown -      # print and draw it again
+    python3 test/bench/run.py --socket PATH [--rpc PATH]         # anybody's running target
 
-Peers: qemu-storage-daemon's vhost-user-blk export (the same load generator), fio with io_uring on
-the same file, and plain memcpy for the RAM disk. What is missing is said and left out.
+Each round measures every case once with every contender, one after the other and each first in
+turn, so that a slow minute of the machine hits all of them. Printed are medians over the rounds,
+the lowest and the highest. The target has core 0 to itself and the load generator core 1. While
+another is measured our target is stopped (SIGSTOP): it polls, and would eat the other's core.
+
+Peers: qemu-storage-daemon's vhost-user-blk export, an I/O thread for each disk, driven by the same
+load generator; fio with io_uring on the same file, without any virtqueue; plain memcpy for the RAM
+disk. What is missing is said and left out.
+
+busy is what the target used of its core while the load's clock ran: by its own count of ticks in
+passes that found work, for one that polls; by its CPU time, for any other. IOPS a core is IOPS over
+busy: what a full core would do, where the client is the limit.
+
+A sample during which others (or the hypervisor) took more than --quiet of a core is measured again,
+and the quieter one is kept: chosen by CPU time, never by a result.
 """
 import argparse
+import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import picture                                                      # noqa: E402
+import verdict                                                      # noqa: E402
+from report import (Missing, Others, Results, info_of, machine,     # noqa: E402
+                    process_seconds, say, write, write_json)
+
 MIB = 1 << 20
-
-
-class Missing(Exception):
-    """Something a measurement needs is not there."""
-
-
-def say(text):
-    print(text, flush=True)
+PR_SET_PDEATHSIG = 1
+TRIES = 2
+WHO = ("ours", "qsd", "fio", "memcpy", "1 reactor", "2 reactors")
 
 
 class Rpc:
@@ -69,7 +83,11 @@ class Process:
     """A child that is always ended, by its own pid, stopped or not."""
 
     def __init__(self, argv, log, cpu=None):
+        libc = ctypes.CDLL(None)
+
         def pin():
+            # It polls: it must not outlive us, whatever ends us.
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if cpu is not None:
                 os.sched_setaffinity(0, {cpu})
         self.log = log
@@ -89,12 +107,9 @@ class Process:
             return " | ".join(f.read().strip().splitlines()[-3:]) or "(no output)"
 
     def cpu_seconds(self):
-        try:
-            with open("/proc/%d/stat" % self.p.pid) as f:
-                fields = f.read().rsplit(")", 1)[1].split()
-        except OSError:
+        if self.p.poll() is not None:
             raise Missing("the process is gone: %s" % self.tail())
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_seconds(self.p.pid)
 
     def pause(self, on):
         self.p.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
@@ -111,26 +126,29 @@ class Process:
 
 
 class Target:
-    """Our vhost with one null, one malloc and one file disk."""
+    """Our vhost on `cpus`, with a disk of each kind; stopped until resumed."""
 
-    name = "target"
+    name = "ours"
 
-    def __init__(self, o, tmp, disk):
+    def __init__(self, o, tmp, disk, cpus, kinds):
+        self.cpus, self.tmp = cpus, tempfile.mkdtemp(prefix="v", dir=tmp)
         binary = os.path.join(o.build, "bin", "vhost")
+        rpc = os.path.join(self.tmp, "rpc.sock")
         if not os.access(binary, os.X_OK):
             raise Missing("%s is missing: run make first" % binary)
-        self.cpu, self.tmp = o.target_cpu, tmp
-        rpc = os.path.join(tmp, "rpc.sock")
-        argv = [binary, "-S", tmp, "-r", rpc, "-m", hex(1 << o.target_cpu)]
+        argv = [binary, "-S", self.tmp, "-r", rpc, "-m", hex(sum(1 << c for c in cpus))]
+        if len(cpus) > 1:
+            argv.append("--disable-cpumask-locks")      # the other one of ours has core 0, stopped
         if free_huge() < (o.malloc_mib + 64) * MIB:
             say("note: too few free huge pages for the malloc disk, --no-huge is used "
                 "(HUGEMEM=1024 scripts/setup.sh reserves some)")
             argv.append("--no-huge")
-        self.proc = Process(argv + o.target_args, os.path.join(tmp, "vhost.log"))
+            o.notes.append("the target had no huge pages")
+        self.proc = Process(argv + o.target_args, os.path.join(self.tmp, "vhost.log"))
         try:
             self.proc.wait_for(rpc, "the target")
             self.rpc = self.connect(rpc)
-            self.disks = self.create(o, disk)
+            self.disks = self.create(o, disk, kinds)
             self.proc.pause(True)
         except BaseException:
             self.proc.end()
@@ -144,39 +162,95 @@ class Target:
                 time.sleep(0.01)
         raise Missing("the target's RPC socket does not answer: %s" % self.proc.tail())
 
-    def create(self, o, disk):
+    def create(self, o, disk, kinds):
         disks = {}
-        for kind, method, params in (
-                ("null", "bdev_null_create", {"num_blocks": 1 << 21, "block_size": 512}),
+        null = {"num_blocks": 1 << 21, "block_size": 512}
+        for kind, method, params, more in (
+                ("null", "bdev_null_create", null, {}),
+                ("packed", "bdev_null_create", null, {"packed_ring": True}),
                 ("malloc", "bdev_malloc_create",
-                 {"num_blocks": o.malloc_mib * 2048, "block_size": 512}),
-                ("file", "bdev_uring_create", {"filename": disk, "block_size": 512})):
+                 {"num_blocks": o.malloc_mib * 2048, "block_size": 512}, {}),
+                ("file", "bdev_uring_create", {"filename": disk, "block_size": 512}, {})):
+            if kind not in kinds:
+                continue
             try:
                 self.rpc(method, name=kind, **params)
                 self.rpc("vhost_create_blk_controller", ctrlr="b." + kind, dev_name=kind,
-                         cpumask=hex(1 << self.cpu))
+                         cpumask=hex(sum(1 << c for c in self.cpus)), **more)
                 disks[kind] = os.path.join(self.tmp, "b." + kind)
             except Missing as e:
                 say("skip: %s disk of the target: %s" % (kind, e))
         return disks
 
-    def busy(self):
-        for r in self.rpc("framework_get_reactors")["reactors"]:
-            if r["lcore"] == self.cpu:
-                return r["busy"], r["idle"]
-        raise Missing("no reactor on core %d" % self.cpu)
-
-    def measure(self, kind, load):
-        before = self.busy()
-        result = load(self.disks[kind])
-        after = self.busy()
-        busy, idle = after[0] - before[0], after[1] - before[1]
-        result["busy"] = busy / (busy + idle) if busy + idle > 0 else None
+    def measure(self, case, load):
+        if self.proc:
+            self.proc.pause(False)
+        try:
+            before = Reactors(self.rpc)
+            result = load(self.disks[case.disk])
+            after = Reactors(self.rpc)
+        finally:
+            if self.proc:
+                self.proc.pause(True)
+        # Its thread polls while it waits: only its own count tells work from waiting.
+        result["busy"] = after.busy_since(before, len(self.cpus) > 1) / result["seconds"]
         return result
+
+    def end(self):
+        self.proc.end()
+
+
+class Reactors:
+    """One reading of the reactors' counters."""
+
+    def __init__(self, rpc):
+        got = rpc("framework_get_reactors")
+        self.hz, self.reactors = got["tick_rate"], got["reactors"]
+        self.cpu = [self.thread_seconds(got["pid"], r["tid"]) for r in self.reactors]
+
+    @staticmethod
+    def thread_seconds(pid, tid):
+        with open("/proc/%d/task/%d/schedstat" % (pid, tid)) as f:
+            return int(f.read().split()[0]) / 1e9
+
+    def busy_since(self, before, shared):
+        """Busy seconds of all reactors: never more than their CPU time, as a pass that was
+        interrupted counts ticks that others used. Where a reactor shares its core that is the
+        rule: then it is the busy share of the thread's CPU time."""
+        total = 0.0
+        for r, was, cpu, cpu_was in zip(self.reactors, before.reactors, self.cpu, before.cpu):
+            busy, idle = r["busy"] - was["busy"], r["idle"] - was["idle"]
+            if not shared:
+                total += min(busy / self.hz, cpu - cpu_was)
+            elif busy + idle > 0:
+                total += (cpu - cpu_was) * busy / (busy + idle)
+        return total
+
+
+class Foreign(Target):
+    """Somebody's running socket."""
+
+    def __init__(self, o):
+        self.cpus, self.disks, self.proc = [o.target_cpu], {"socket": o.socket}, None
+        self.rpc = Rpc(o.rpc) if o.rpc else None
+
+    def measure(self, case, load):
+        return Target.measure(self, case, load) if self.rpc else with_cpu_time(
+            load(self.disks[case.disk]))
+
+    def end(self):
+        pass
+
+
+def with_cpu_time(result):
+    """busy of a target that sleeps when it has nothing to do; the load generator measured it."""
+    if result.get("target_pid") and result["seconds"]:
+        result["busy"] = result["target_cpu_s"] / result["seconds"]
+    return result
 
 
 class Peer:
-    """qemu-storage-daemon with one null and one file disk."""
+    """qemu-storage-daemon with one null and one file disk, an I/O thread each."""
 
     name = "qsd"
 
@@ -184,17 +258,17 @@ class Peer:
         binary = shutil.which("qemu-storage-daemon")
         if not binary:
             raise Missing("qemu-storage-daemon is not installed")
-        self.disks = {k: os.path.join(tmp, "q." + k) for k in ("null", "file")}
-        nodes = {
-            "null": "driver=null-co,node-name=null,size=%d,read-zeroes=off" % (1 << 30),
+        nodes = {"null": "driver=null-co,node-name=null,size=%d,read-zeroes=off" % (1 << 30)}
+        if disk:
             # locking=off: our target holds the same file
-            "file": "driver=file,node-name=file,filename=%s,locking=off,cache.direct=on,"
-                    "aio=io_uring" % disk}
+            nodes["file"] = ("driver=file,node-name=file,filename=%s,locking=off,"
+                             "cache.direct=on,aio=io_uring" % disk)
+        self.disks = {k: os.path.join(tmp, "q." + k) for k in nodes}
         argv = [binary]
         for kind, node in nodes.items():
-            argv += ["--blockdev", node, "--export",
+            argv += ["--object", "iothread,id=t%s" % kind, "--blockdev", node, "--export",
                      "vhost-user-blk,id=e%s,node-name=%s,addr.type=unix,addr.path=%s,"
-                     "writable=on" % (kind, kind, self.disks[kind])]
+                     "writable=on,iothread=t%s" % (kind, kind, self.disks[kind], kind)]
         self.proc = Process(argv, os.path.join(tmp, "qsd.log"), o.target_cpu)
         try:
             for path in self.disks.values():
@@ -203,39 +277,52 @@ class Peer:
             self.proc.end()
             raise
 
-    def measure(self, kind, load):
-        cpu, wall = self.proc.cpu_seconds(), time.monotonic()
-        result = load(self.disks[kind])
-        result["busy"] = (self.proc.cpu_seconds() - cpu) / (time.monotonic() - wall)
-        return result
+    def measure(self, case, load):
+        return with_cpu_time(load(self.disks[case.disk]))
+
+    def end(self):
+        self.proc.end()
 
 
 class Case:
-    def __init__(self, kind, rw, bs, qd):
+    """One workload; `extra`: more arguments for the load generator, `word`: their name."""
+
+    def __init__(self, kind, rw, bs, qd, extra=(), word="", disk=None):
         self.kind, self.rw, self.bs, self.qd = kind, rw, bs, qd
-        self.name = "%s %s %s QD%d" % (kind, rw, bs, qd)
+        self.extra, self.word, self.disk = list(extra), word, disk or kind
+        self.name = "%s %s %s QD%d%s" % (kind, rw, bs, qd, " " + word if word else "")
 
 
+MIX = ["--read-pct", "70"]
 CASES = ([Case("null", "randread", "4k", qd) for qd in (1, 32, 128)] +
+         [Case("null", "randread", "4k", 32, ["--rewrite"], "rewritten"),
+          Case("null", "randread", "4k", 32, ["--packed"], "packed", "packed"),
+          Case("null", "randread", "4k", 32, ["--no-inflight"], "no-inflight")] +
          [Case("malloc", "randread", "4k", qd) for qd in (1, 32, 128)] +
-         [Case("malloc", "randwrite", "4k", 32), Case("malloc", "read", "128k", 32)] +
+         [Case("malloc", "randwrite", "4k", 32),
+          Case("malloc", "randrw", "4k", 32, MIX, "70/30"),
+          Case("malloc", "read", "128k", 32), Case("malloc", "write", "128k", 32)] +
          [Case("file", "randread", "4k", qd) for qd in (1, 32, 128)] +
-         [Case("file", "randwrite", "4k", 32)])
+         [Case("file", "randwrite", "4k", 32),
+          Case("file", "randrw", "4k", 32, MIX, "70/30"),
+          Case("file", "read", "128k", 32), Case("file", "write", "128k", 32)])
+
+# Deep queues, a client that sleeps and is called once for many completions: where it shares a core
+# with the second reactor, that one gets most of it.
+DUO = ["--queues", "2", "--wait", "--event-idx", "--calls", "128"]
+DUO_CASES = [Case(kind, "randread", "4k", 256, DUO, "2 queues") for kind in ("null", "malloc")]
 
 
 def free_huge():
-    found = {}
-    with open("/proc/meminfo") as f:
-        for line in f:
-            key, value = line.split(":", 1)
-            found[key] = int(value.split()[0])
-    return found.get("HugePages_Free", 0) * found.get("Hugepagesize", 0) * 1024
+    pages, size = (info_of("/proc/meminfo", k) for k in ("HugePages_Free", "Hugepagesize"))
+    return int(pages or 0) * int((size or "0 kB").split()[0]) * 1024
 
 
-def run_json(argv, timeout):
+def run_json(argv, timeout, first=None):
+    """`first`: run in the child before it becomes argv."""
     try:
         p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, timeout=timeout, check=False)
+                           stderr=subprocess.PIPE, timeout=timeout, check=False, preexec_fn=first)
     except subprocess.TimeoutExpired:
         raise Missing("%s took longer than %d s" % (os.path.basename(argv[0]), timeout))
     if p.returncode != 0:
@@ -247,12 +334,26 @@ def run_json(argv, timeout):
 
 def bench_argv(o, case):
     return [o.bench, "--qd", str(case.qd), "--bs", case.bs, "--rw", case.rw, "--runtime",
-            str(o.runtime), "--cpu", str(o.client_cpu), "--json"] + o.client_args
+            str(o.runtime), "--cpu", str(o.client_cpu), "--json"] + case.extra + o.client_args
 
 
 def client(o, case):
     def load(path):
         return run_json(bench_argv(o, case) + ["--socket", path], o.runtime + 30)
+    return load
+
+
+def urgent():
+    """Ahead of a reactor on the same core, whenever it is awake; only root may."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        pass
+
+
+def duo_client(o, case):
+    def load(path):
+        return run_json(bench_argv(o, case) + ["--socket", path], o.runtime + 30, urgent)
     return load
 
 
@@ -263,17 +364,23 @@ def memcpy(o, case):
 def fio(o, case, disk):
     if not shutil.which("fio"):
         raise Missing("fio is not installed")
+    mix = ["--rwmixread=%s" % case.extra[1]] if case.extra[:1] == ["--read-pct"] else []
     out = run_json(
         ["fio", "--name=f", "--filename=" + disk, "--direct=1", "--ioengine=io_uring",
          "--rw=" + case.rw, "--bs=" + case.bs, "--iodepth=%d" % case.qd, "--norandommap",
-         "--randrepeat=0", "--time_based", "--runtime=%dms" % int(o.runtime * 1000), "--thread",
-         "--cpus_allowed=%d" % o.client_cpu, "--output-format=json"], o.runtime + 60)
+         "--randrepeat=0", "--time_based", "--runtime=%dms" % int(o.runtime * 1000),
+         "--ramp_time=100ms", "--thread", "--cpus_allowed=%d" % o.client_cpu,
+         "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:90:99:99.9:99.99",
+         "--output-format=json"] + mix, o.runtime + 60)
     job = out["jobs"][0]
-    side = job["write" if "write" in case.rw else "read"]
-    pct = side["clat_ns"].get("percentile", {})
-    return {"iops": side["iops"], "busy": None,
-            "lat_us": {"p50": pct.get("50.000000", 0) / 1000,
-                       "p99": pct.get("99.000000", 0) / 1000}}
+    sides = [s for s in (job["read"], job["write"]) if s["iops"]]
+    if not sides:
+        raise Missing("fio did no I/O")
+    # Of a mix: the slower side's, as what happens to reads and writes together is not told.
+    pct = {k: max(s["lat_ns"].get("percentile", {}).get("%f" % float(k[1:]), 0) for s in sides)
+           / 1000 for k in ("p50", "p90", "p99", "p99.9", "p99.99")}
+    return {"iops": sum(s["iops"] for s in sides), "seconds": o.runtime,
+            "lat_us": {**pct, "max": max(s["lat_ns"]["max"] for s in sides) / 1000}}
 
 
 def make_disk(o):
@@ -294,87 +401,122 @@ def make_disk(o):
     return path
 
 
-class Results:
-    """Samples by case and contender; a contender that failed once in a case is out of it."""
+class Stage:
+    """All contenders of a run, and who of them can play which case."""
 
-    def __init__(self):
-        self.samples, self.failed = {}, {}
+    def __init__(self, o, tmp):
+        self.o, self.results = o, Results()
+        self.target = self.duo = self.solo = self.peer = self.disk = None
+        self.tmp = tmp
+        self.retries = self.loud = self.taken = 0
 
-    def take(self, case, who, measure):
-        key = (case.name, who)
-        if key in self.failed:
-            return
-        try:
-            self.samples.setdefault(key, []).append(measure())
-        except (Missing, OSError, KeyError, ValueError) as e:
-            self.failed[key] = str(e)
-            say("skip: %s, %s: %s" % (case.name, who, e))
+    def open(self, cases):
+        o = self.o
+        kinds = {c.disk for c in cases}
+        if "file" in kinds:
+            self.disk = attempt("the disk file", lambda: make_disk(o))
+        if not self.disk:
+            kinds.discard("file")
+        self.target = attempt("our target", lambda: Target(o, self.tmp, self.disk,
+                                                           [o.target_cpu], kinds))
+        duo = {c.disk for c in cases if c.word == "2 queues"}
+        if duo and o.duo_cpu != o.target_cpu:
+            self.duo = attempt("two reactors", lambda: Target(
+                o, self.tmp, None, [o.target_cpu, o.duo_cpu], duo))
+        if not o.no_peer and kinds & {"null", "file"}:
+            self.peer = attempt("the peer", lambda: Peer(o, self.tmp, self.disk))
 
-    def summary(self, case, who):
-        got = self.samples.get((case.name, who))
-        if not got or (case.name, who) in self.failed:
-            return None
-        iops = [g["iops"] for g in got]
-        busy = [g["busy"] for g in got if g.get("busy") is not None]
+    def close(self):
+        for one in (self.target, self.duo, self.peer):
+            if one:
+                one.end()
+        if self.disk:
+            os.unlink(self.disk)
+            if not os.listdir(self.o.dir):
+                os.rmdir(self.o.dir)
 
-        def lat(key):
-            return statistics.median(g["lat_us"].get(key, 0) for g in got)
-        return {"iops": statistics.median(iops), "min": min(iops), "max": max(iops),
-                "busy": statistics.median(busy) if busy else None,
-                "p50_us": lat("p50"), "p99_us": lat("p99"), "samples": iops}
+    def players(self, case):
+        o, made = self.o, []
+        if case.word == "2 queues":
+            for who, one in (("1 reactor", self.target), ("2 reactors", self.duo)):
+                if one and case.disk in one.disks:
+                    made.append((who, lambda t=one: t.measure(case, duo_client(o, case))))
+            return made
+        for one in (self.target, self.peer):
+            if one and case.disk in one.disks:
+                made.append((one.name, lambda t=one: t.measure(case, client(o, case))))
+        if case.kind == "malloc":
+            made.append(("memcpy", lambda: memcpy(o, case)))
+        if case.kind == "file" and self.disk and not o.no_fio:
+            made.append(("fio", lambda: fio(o, case, self.disk)))
+        return made
+
+    def sample(self, measure):
+        """The quietest of a few tries; the tries of a whole run are bounded."""
+        best = None
+        pids = [one.proc.p.pid for one in (self.target, self.duo, self.peer) if one and one.proc]
+        for _ in range(1 + TRIES):
+            others = Others(pids)
+            got = measure()
+            got["others"] = others.share()
+            if best is None or got["others"] < best["others"]:
+                best = got
+            if best["others"] <= self.o.quiet or self.retries <= 0:
+                break
+            self.retries -= 1
+        self.taken += 1
+        self.loud += best["others"] > self.o.quiet
+        return best
+
+    def play(self, cases):
+        o = self.o
+        self.retries = len(cases) * o.rounds // 3
+        for n in range(o.rounds):
+            say("round %d of %d" % (n + 1, o.rounds))
+            self.results.round = n
+            for case in cases:
+                players = self.players(case)
+                for who, measure in players[n % len(players):] + players[:n % len(players)] \
+                        if players else []:
+                    self.results.take(case, who, lambda m=measure: self.sample(m))
 
 
-def run_case(o, case, target, peer, disk, results):
-    if target and case.kind in target.disks:
-        target.proc.pause(False)
-        results.take(case, "ours", lambda: target.measure(case.kind, client(o, case)))
-        target.proc.pause(True)
-    if peer and case.kind in peer.disks:
-        results.take(case, "qsd", lambda: peer.measure(case.kind, client(o, case)))
-    if case.kind == "malloc":
-        results.take(case, "memcpy", lambda: memcpy(o, case))
-    if case.kind == "file" and disk and not o.no_fio:
-        results.take(case, "fio", lambda: fio(o, case, disk))
-
-
-def ratio(ours, other):
-    return "%.2fx" % (ours["iops"] / other["iops"]) if ours and other and other["iops"] else "-"
-
-
-def kilo(value):
-    return "%.1fk" % (value / 1000) if value < 1e6 else "%.3fM" % (value / 1e6)
-
-
-def table(cases, results):
-    head = ("case", "who", "IOPS", "min", "max", "busy", "at 100%", "p50 us", "p99 us",
-            "ours/it")
-    rows = []
+def collect(o, stage, cases, seconds):
+    """Everything measured, as what is written to --json and all output is made of."""
+    r, out = stage.results, []
     for case in cases:
-        ours = results.summary(case, "ours")
-        for who in ("ours", "qsd", "fio", "memcpy"):
-            s = results.summary(case, who)
-            if not s:
-                continue
-            busy = s["busy"]
-            rows.append((
-                case.name, who, kilo(s["iops"]), kilo(s["min"]), kilo(s["max"]),
-                "-" if busy is None else "%.0f%%" % (busy * 100),
-                "-" if not busy else kilo(s["iops"] / min(busy, 1)),
-                "%.1f" % s["p50_us"] if s["p50_us"] else "-",
-                "%.1f" % s["p99_us"] if s["p99_us"] else "-",
-                "" if who == "ours" else ratio(ours, s)))
-    widths = [max(len(r[i]) for r in rows + [head]) for i in range(len(head))]
-    for r in [head] + rows:
-        say("  ".join(c.ljust(w) if i < 2 else c.rjust(w)
-                      for i, (c, w) in enumerate(zip(r, widths))).rstrip())
+        who = {w: s for w in WHO for s in [r.summary(case, w)] if s}
+        ratios = {w: r.ratio(case, "ours", w) for w in who if w != "ours" and "ours" in who}
+        # What a busy core does with two reactors, over what it does with one; and there are two.
+        scale = r.ratio(case, "2 reactors", "1 reactor",
+                        lambda s: s["iops"] / s["busy"] if s.get("busy") else 0)
+        if scale:
+            ratios["scaling"] = {k: 2 * v for k, v in scale.items()}
+        out.append({"name": case.name, "kind": case.kind, "rw": case.rw, "bs": case.bs,
+                    "qd": case.qd, "word": case.word, "who": who, "ours_over": ratios})
+    data = {"machine": o.machine,
+            "setup": {"rounds": o.rounds, "runtime_s": o.runtime, "target_core": o.target_cpu,
+                      "client_core": o.client_cpu, "second_reactor_core": o.duo_cpu,
+                      "malloc_mib": o.malloc_mib, "file_mib": o.file_mib,
+                      "client_args": o.client_args, "target_args": o.target_args,
+                      "seconds": round(seconds), "samples": stage.taken, "loud": stage.loud,
+                      "quiet": o.quiet, "notes": sorted(set(o.notes))},
+            "cases": out,
+            "failed": {"%s, %s" % k: v for k, v in r.failed.items()}}
+    data["goals"] = verdict.goals(data) if not o.socket else []
+    return data
 
 
 def options():
     p = argparse.ArgumentParser(description="Benchmark the target beside its peers.")
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--runtime", type=float, default=1.0, help="seconds a measurement")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--runtime", type=float, default=0.6, help="seconds a measurement")
     p.add_argument("--only", default="", help="cases whose name contains this")
     p.add_argument("--json", metavar="FILE", help="write everything measured there")
+    p.add_argument("--svg", metavar="FILE", help="draw it there")
+    p.add_argument("--markdown", metavar="FILE", help="tables for docs/performance.md; -: print")
+    p.add_argument("--from", dest="source", metavar="FILE",
+                   help="measure nothing, take what --json wrote")
     p.add_argument("--dir", help="where the disk file goes: a real disk (default: the build)")
     p.add_argument("--file-mib", type=int, default=1024)
     p.add_argument("--malloc-mib", type=int, default=256)
@@ -382,6 +524,8 @@ def options():
     p.add_argument("--client-cpu", type=int, default=1)
     p.add_argument("--target-args", default="", help="more arguments for the target")
     p.add_argument("--client-args", default="", help="more for the load generator")
+    p.add_argument("--quiet", type=float, default=0.15, metavar="SHARE",
+                   help="measure again when others used more of a core")
     p.add_argument("--no-peer", action="store_true", help="without qemu-storage-daemon")
     p.add_argument("--no-fio", action="store_true")
     p.add_argument("--socket", help="only drive this running vhost-user-blk socket")
@@ -391,53 +535,8 @@ def options():
     o.bench = os.path.join(o.build, "test", "bench")
     o.dir = o.dir or os.path.join(o.build, "bench-data")
     o.target_args, o.client_args = o.target_args.split(), o.client_args.split()
+    o.notes = []
     return o
-
-
-class Foreign(Target):
-    """Somebody's running socket: cases by queue depth only; busy shares over its RPC."""
-
-    def __init__(self, o):
-        self.cpu, self.disks = o.target_cpu, {"socket": o.socket}
-        self.rpc = Rpc(o.rpc) if o.rpc else None
-
-    def measure(self, kind, load):
-        return Target.measure(self, kind, load) if self.rpc else load(self.disks[kind])
-
-
-def run_foreign(o, results):
-    cases = [Case("socket", "randread", "4k", qd) for qd in (1, 32, 128)]
-    target = Foreign(o)
-    for _ in range(o.rounds):
-        for case in cases:
-            results.take(case, "ours", lambda c=case: target.measure("socket", client(o, c)))
-    return cases
-
-
-def run_all(o, results):
-    cases = [c for c in CASES if o.only in c.name]
-    tmp = tempfile.mkdtemp(prefix="spb", dir="/tmp")
-    target = peer = disk = None
-    try:
-        if any(c.kind == "file" for c in cases):
-            disk = attempt("the disk file", lambda: make_disk(o))
-        target = attempt("our target", lambda: Target(o, tmp, disk or "/nonexistent"))
-        if not o.no_peer:
-            peer = attempt("the peer", lambda: Peer(o, tmp, disk or "/dev/null"))
-        for n in range(o.rounds):
-            say("round %d of %d" % (n + 1, o.rounds))
-            for case in cases:
-                run_case(o, case, target, peer, disk, results)
-    finally:
-        for one in (target, peer):
-            if one:
-                one.proc.end()
-        if disk:
-            os.unlink(disk)
-            if not os.listdir(o.dir):
-                os.rmdir(o.dir)
-        shutil.rmtree(tmp, ignore_errors=True)
-    return cases
 
 
 def attempt(what, make):
@@ -448,6 +547,34 @@ def attempt(what, make):
         return None
 
 
+def choose_cores(o):
+    usable = sorted(os.sched_getaffinity(0))
+    if not {o.target_cpu, o.client_cpu} <= set(usable):
+        o.notes.append("target and load share a core")
+        o.target_cpu = o.client_cpu = o.duo_cpu = usable[0]
+        return
+    spare = [c for c in usable if c not in (o.target_cpu, o.client_cpu)]
+    o.duo_cpu = spare[0] if spare else o.client_cpu
+
+
+def measure_all(o):
+    started = time.monotonic()
+    tmp = tempfile.mkdtemp(prefix="spb", dir="/tmp")
+    stage = Stage(o, tmp)
+    cases = [c for c in CASES + DUO_CASES if o.only in c.name]
+    try:
+        if o.socket:
+            cases = [Case("socket", "randread", "4k", qd) for qd in (1, 32, 128)]
+            stage.target = Foreign(o)
+        else:
+            stage.open(cases)
+        stage.play(cases)
+    finally:
+        stage.close()
+        shutil.rmtree(tmp, ignore_errors=True)
+    return collect(o, stage, cases, time.monotonic() - started)
+
+
 def stop(signum, _frame):
     sys.exit(128 + signum)
 
@@ -455,26 +582,26 @@ def stop(signum, _frame):
 def main():
     signal.signal(signal.SIGTERM, stop)
     o = options()
-    if not os.access(o.bench, os.X_OK):
-        say("%s is missing: run make bench" % o.bench)
-        return 1
-    if max(o.target_cpu, o.client_cpu) >= os.cpu_count():
-        say("note: this machine has %d cores; target and load share them" % os.cpu_count())
-        o.target_cpu = o.client_cpu = 0
-    results = Results()
-    started = time.monotonic()
-    cases = run_foreign(o, results) if o.socket else run_all(o, results)
-    say("")
-    table(cases, results)
-    say("\nmedians of %d rounds of %g s each, %.0f s in all; busy: share of the target's core; "
-        "at 100%%: IOPS / busy" % (o.rounds, o.runtime, time.monotonic() - started))
+    if o.source:
+        with open(o.source) as f:
+            data = json.load(f)
+    else:
+        if not os.access(o.bench, os.X_OK):
+            say("%s is missing: run make bench" % o.bench)
+            return 1
+        choose_cores(o)
+        o.machine = machine(REPO)
+        for line in verdict.heading(o.machine, o):
+            say(line)
+        data = measure_all(o)
+    say("\n" + verdict.text(data))
     if o.json:
-        with open(o.json, "w") as f:
-            json.dump({c.name: {w: results.summary(c, w)
-                                for w in ("ours", "qsd", "fio", "memcpy")
-                                if results.summary(c, w)} for c in cases}, f, indent=1)
-            f.write("\n")
-    return 0 if any(results.summary(c, "ours") for c in cases) else 1
+        write_json(o.json, data)
+    if o.svg:
+        write(o.svg, picture.draw(data))
+    if o.markdown:
+        write(o.markdown, verdict.markdown_page(data))
+    return 0 if any(c["who"] for c in data["cases"]) else 1
 
 
 if __name__ == "__main__":
