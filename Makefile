@@ -116,7 +116,7 @@ $(BUILD)/test/libfrontend.so: $(FE_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) -shared $(NO_LTO) $(LDFLAGS) -o $@ $(FE_OBJ) -lpthread
 
-BENCH_OBJ := $(patsubst %,$(BUILD)/obj/test/bench/%.o,bench limit result setup)
+BENCH_OBJ := $(patsubst %,$(BUILD)/obj/test/bench/%.o,bench limit ping result setup)
 $(BUILD)/test/bench: $(BENCH_OBJ) $(BUILD)/test/libfrontend.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
@@ -178,7 +178,7 @@ install: all
 	sed 's,/usr/local,$(PREFIX),' scripts/spindle.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/spindle.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/spindle
-	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/spindle
+	install -m 0644 README.md LICENSE docs/*.md docs/*.svg $(DESTDIR)$(PREFIX)/share/doc/spindle
 
 clean:
 	rm -rf $(BUILD)

@@ -435,7 +435,8 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_PREFETCH, O_HISTOGRAM, O_HELP };
+       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_PREFETCH, O_HISTOGRAM, O_PING,
+       O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -450,6 +451,7 @@ static const struct option long_options[] = {
 	{ "wait", 0, NULL, O_WAIT }, { "read-pct", 1, NULL, O_READ_PCT },
 	{ "rewrite", 0, NULL, O_REWRITE }, { "calls", 1, NULL, O_CALLS },
 	{ "prefetch", 0, NULL, O_PREFETCH }, { "histogram", 0, NULL, O_HISTOGRAM },
+	{ "ping", 1, NULL, O_PING },
 	{ "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
@@ -480,6 +482,7 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_READ_PCT: b->read_pct = (uint32_t)number(arg); break;
 	case O_REWRITE: b->rewrite = true; break;
 	case O_CALLS: b->calls = (uint32_t)number(arg); break;
+	case O_PING: b->ping_cpu = (int)number(arg); break;
 	case O_PREFETCH: b->prefetch = true; break;
 	case O_HISTOGRAM: b->json = b->histogram = true; break;
 	case O_RW:
@@ -500,13 +503,13 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 {
 	int opt;
 
-	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1,
+	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1, .ping_cpu = -1,
 			     .calls = 1, .read_pct = UINT32_MAX, .random = true, .max_ios = UINT64_MAX };
 	while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1)
 		set_option(b, opt, optarg, memcpy_only);
 	if (b->read_pct != UINT32_MAX)
 		b->write_pct = 100 - b->read_pct;
-	if ((!b->socket && !*memcpy_only) || optind != argc || b->qd == 0 || b->qd > 32768 ||
+	if ((!b->socket && !*memcpy_only && b->ping_cpu < 0) || optind != argc || b->qd == 0 || b->qd > 32768 ||
 	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
 	    b->write_pct > 100 || b->calls == 0) {
 		fputs(usage, stderr);
@@ -536,6 +539,8 @@ int main(int argc, char **argv)
 			fprintf(stderr, "bench: cannot pin to CPU %d: %s\n", b.cpu,
 				strerror(errno));
 	}
+	if (b.ping_cpu >= 0)
+		return ping_cores(&b) < 0;
 	if (memcpy_only)
 		return memcpy_limit(&b) < 0;
 	if (bench_connect(&b) < 0) {

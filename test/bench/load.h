@@ -58,7 +58,7 @@ struct bench {
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
 	bool packed, no_inflight, rewrite, prefetch, histogram;
 	uint32_t calls;		/* with --wait: a call is wanted after so many completions */
-	int cpu;
+	int cpu, ping_cpu;
 
 	struct fe *fe;
 	struct bench_queue *q;
@@ -93,6 +93,9 @@ double target_cpu(const struct bench *b);
 
 /* result.c: as text or JSON; `s`: seconds that were timed. */
 void print_result(const struct bench *b, double s);
+
+/* ping.c: from b->cpu to b->ping_cpu and back; prints its result. 0, or -1 said on stderr. */
+int ping_cores(const struct bench *b);
 
 /* limit.c: copies without any target; prints its result. */
 int memcpy_limit(struct bench *b);

@@ -151,11 +151,14 @@ def draw(data):
         panel(svg, data, head, chosen, value, say)
     duo_panel(svg, data)
     svg.y += 6
+    trips = s["line_round_trip_ns"]
     foot = machine_lines(data["machine"]) + [
         "medians of %d rounds of %g s; target on core %d, load on core %d; in %d of %d samples "
         "others used over %.0f %% of a core" %
         (s["rounds"], s["runtime_s"], s["target_core"], s["client_core"], s["loud"],
-         s["samples"], s["quiet"] * 100)]
+         s["samples"], s["quiet"] * 100)] + (
+        ["a cache line took %.0f to %.0f ns from core to core and back" % (min(trips), max(trips))]
+        if trips else [])
     for line in foot:
         svg.text(16, svg.y, line, 10, FAINT)
         svg.y += 14

@@ -123,6 +123,19 @@ def write(path, text):
         f.write(text if text.endswith("\n") else text + "\n")
 
 
+def write_between(path, text, word):
+    """Into a page that has the comments <!-- word --> and <!-- /word -->: what is between them.
+    Any other file becomes the text."""
+    page = None
+    if path != "-" and os.path.exists(path):
+        with open(path) as f:
+            page = f.read()
+    begin, end = "<!-- %s -->\n" % word, "<!-- /%s -->\n" % word
+    if page and begin in page and end in page:
+        text = page[:page.index(begin)] + begin + text + page[page.index(end):]
+    write(path, text)
+
+
 def write_json(path, data):
     write(path, json.dumps(data, indent=1))
 
@@ -148,8 +161,11 @@ def info_of(path, key):
 
 
 def commit(repo):
-    text = first_line(["git", "-C", repo, "describe", "--always", "--dirty=, changed since"])
-    return text or "unknown"
+    """Pages and pictures may differ from it: they are what comes out."""
+    text = first_line(["git", "-C", repo, "describe", "--always"])
+    changed = text and first_line(["git", "-C", repo, "status", "--porcelain", "-uno", "--", ".",
+                                   ":!docs"])
+    return (text or "unknown") + (", changed since" if changed else "")
 
 
 def machine(repo):

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""`make bench`: the target beside its peers, in one run.
+r"""`make bench`: the target beside its peers, in one run.
 
-    python3 test/bench/run.py [--json FILE] [--svg FILE] [--markdown FILE|-]
-    python3 test/bench/run.py --from FILE.json --markdown -      # print and draw it again
+    python3 test/bench/run.py --json build/bench.json --svg docs/performance.svg \
+        --markdown docs/performance.md
+    python3 test/bench/run.py --from build/bench.json --svg F --markdown -   # say it again
     python3 test/bench/run.py --socket PATH [--rpc PATH]         # anybody's running target
 
 Each round measures every case once with every contender, one after the other and each first in
@@ -40,7 +41,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import picture                                                      # noqa: E402
 import verdict                                                      # noqa: E402
 from report import (Missing, Others, Results, info_of, machine,     # noqa: E402
-                    process_seconds, say, write, write_json)
+                    process_seconds, say, write, write_between, write_json)
 
 MIB = 1 << 20
 PR_SET_PDEATHSIG = 1
@@ -409,6 +410,7 @@ class Stage:
         self.target = self.duo = self.solo = self.peer = self.disk = None
         self.tmp = tmp
         self.retries = self.loud = self.taken = 0
+        self.trips = []     # nanoseconds, one a round
 
     def open(self, cases):
         o = self.o
@@ -474,6 +476,9 @@ class Stage:
         for n in range(o.rounds):
             say("round %d of %d" % (n + 1, o.rounds))
             self.results.round = n
+            if o.target_cpu != o.client_cpu:
+                self.trips.append(run_json([o.bench, "--cpu", str(o.client_cpu), "--ping",
+                                            str(o.target_cpu)], 30)["round_trip_ns"])
             for case in cases:
                 players = self.players(case)
                 for who, measure in players[n % len(players):] + players[:n % len(players)] \
@@ -500,7 +505,8 @@ def collect(o, stage, cases, seconds):
                       "malloc_mib": o.malloc_mib, "file_mib": o.file_mib,
                       "client_args": o.client_args, "target_args": o.target_args,
                       "seconds": round(seconds), "samples": stage.taken, "loud": stage.loud,
-                      "quiet": o.quiet, "notes": sorted(set(o.notes))},
+                      "quiet": o.quiet, "line_round_trip_ns": stage.trips,
+                      "notes": sorted(set(o.notes))},
             "cases": out,
             "failed": {"%s, %s" % k: v for k, v in r.failed.items()}}
     data["goals"] = verdict.goals(data) if not o.socket else []
@@ -514,7 +520,8 @@ def options():
     p.add_argument("--only", default="", help="cases whose name contains this")
     p.add_argument("--json", metavar="FILE", help="write everything measured there")
     p.add_argument("--svg", metavar="FILE", help="draw it there")
-    p.add_argument("--markdown", metavar="FILE", help="tables for docs/performance.md; -: print")
+    p.add_argument("--markdown", metavar="FILE",
+                   help="tables, into a page that has a place for them; -: print")
     p.add_argument("--from", dest="source", metavar="FILE",
                    help="measure nothing, take what --json wrote")
     p.add_argument("--dir", help="where the disk file goes: a real disk (default: the build)")
@@ -600,7 +607,7 @@ def main():
     if o.svg:
         write(o.svg, picture.draw(data))
     if o.markdown:
-        write(o.markdown, verdict.markdown_page(data))
+        write_between(o.markdown, verdict.markdown_page(data), "make bench")
     return 0 if any(c["who"] for c in data["cases"]) else 1
 
 

@@ -29,6 +29,7 @@ static const char usage[] =
 	"  --json          the result as one JSON object\n"
 	"  --histogram     the same with all latencies: [us, count] of each bucket\n"
 	"  --memcpy        no target: plain copies in memory, the limit of a RAM disk\n"
-	"  --prefetch      with --memcpy: the next block is asked for during a copy\n";
+	"  --prefetch      with --memcpy: the next block is asked for during a copy\n"
+	"  --ping N        no target: a cache line's journey from --cpu to CPU N and back\n";
 
 #endif

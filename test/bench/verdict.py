@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What run.py says about what it measured (the dict that --json writes): the table, the two
 reactors, the goals and whether they are met, and the same as Markdown for docs/performance.md."""
-from report import kilo, machine_lines, markdown, micro, percent, table, times
+import statistics
+
+from report import kilo, machine_lines, markdown, micro, percent, table
 
 # SPDK v26.05's vhost, measured by us with this load generator on a machine of this kind, on another
 # day: constants for orientation, no contender of this run. IOPS, but bytes/s for 128k.
@@ -87,7 +89,7 @@ def verdict(g):
 
 def goal_rows(data):
     return [("goal", "wanted", "measured", "met?", "")] + [
-        (g["name"], g["goal"], times(g["measured"]), verdict(g),
+        (g["name"], g["goal"], "%.3fx" % g["measured"] if g["measured"] else "-", verdict(g),
          g["detail"] if g["measured"] is not None else "") for g in data["goals"]]
 
 
@@ -136,6 +138,11 @@ def notes(data):
              (s["target_core"], s["client_core"]),
              "busy: share of a core that the target worked while the load ran; IOPS/core: IOPS "
              "over busy."]
+    if s["line_round_trip_ns"]:
+        lines.append("A cache line took %.0f ns (%.0f-%.0f by round) from the client's core to the "
+                     "target's and back." % (statistics.median(s["line_round_trip_ns"]),
+                                             min(s["line_round_trip_ns"]),
+                                             max(s["line_round_trip_ns"])))
     if s["loud"]:
         lines.append("In %d of %d samples others used more than %.0f %% of a core, also when "
                      "measured again." % (s["loud"], s["samples"], s["quiet"] * 100))
@@ -188,7 +195,7 @@ def short_cells(case, who, s):
 def markdown_page(data):
     head = ("case", "who", "IOPS (median)", "min", "max", "busy", "IOPS a busy core", "p50 µs",
             "p99 µs", "p99.9 µs", "p99.99 µs", "ours/it (min-max)")
-    parts = ["\n".join(machine_lines(data["machine"])), " ".join(notes(data)),
+    parts = ["\n".join("- " + t for t in machine_lines(data["machine"]) + notes(data)),
              markdown([head] + list(who_rows(data, short_cells)))]
     if duo_lines(data):
         parts.append("\n".join(duo_lines(data)))

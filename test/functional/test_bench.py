@@ -163,8 +163,15 @@ class Report(BenchCase):
         self.check_svg(paths['svg'], ['ours', 'IOPS', data['machine']['kernel']])
         with open(paths['markdown']) as f:
             self.assertIn('| null randread 4k QD1 | ours |', f.read())
-        # And again from the file.
-        self.run_py('--from', paths['json'], '--svg', paths['svg'] + '2')
+        # And again from the file, into a page.
+        with open(paths['markdown'], 'w') as f:
+            f.write('before\n<!-- make bench -->\nold\n<!-- /make bench -->\nafter\n')
+        self.run_py('--from', paths['json'], '--svg', paths['svg'] + '2',
+                    '--markdown', paths['markdown'])
+        with open(paths['markdown']) as f:
+            page = f.read()
+        self.assertRegex(page, r'(?s)^before\n.*\| null randread 4k QD1 \| ours \|.*\nafter\n$')
+        self.assertNotIn('old', page)
         with open(paths['svg']) as a, open(paths['svg'] + '2') as b:
             self.assertEqual(a.read(), b.read())
 
