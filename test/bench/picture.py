@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 
 from verdict import NAMES, bytes_of, is_large, kilo, machine_lines
 
-WIDTH, LEFT, RIGHT = 900, 200, 170
+WIDTH, LEFT, RIGHT = 900, 195, 215
 BAR, GAP, GROUP = 16, 3, 12
 COLOURS = {"ours": "#1d6fb8", "qsd": "#e8963a", "fio": "#a3adb8", "memcpy": "#a3adb8",
            "1 reactor": "#8fbbe0", "2 reactors": "#1d6fb8"}
@@ -117,11 +117,11 @@ def duo_panel(svg, data):
     cases = [c for c in data["cases"] if "scaling" in c["ours_over"]]
     if not cases:
         return
-    title(svg, "two reactors on one disk: what two whole cores would serve, one reactor = 1")
+    title(svg, "two reactors on one disk, a queue each: what two whole cores would serve, one reactor = 1")
     scale = (WIDTH - LEFT - RIGHT) / max(2, max(c["ours_over"]["scaling"]["max"] for c in cases))
     for c in cases:
         x = c["ours_over"]["scaling"]
-        group(svg, c["kind"] + " " + label(c),
+        group(svg, "%s %s QD%d" % (c["kind"], c["rw"], c["qd"]),
               [("1 reactor", 1, 1, 1), ("2 reactors", x["median"], x["min"], x["max"])], scale,
               lambda who, v: "%.2fx, %s" % (v, who))
 

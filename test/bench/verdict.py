@@ -152,11 +152,8 @@ def notes(data):
     return lines + ["Note: %s." % n for n in s["notes"]]
 
 
-def duo_lines(data):
-    """The two reactors, explained: on two cores the client shares one of them."""
-    found = [c for c in data["cases"] if "scaling" in c["ours_over"]]
-    if not found:
-        return []
+def duo_explained(data):
+    """On two cores the client shares one of them."""
     s = data["setup"]
     lines = ["Two reactors on one disk, a queue each (cores %d and %d), beside one reactor with "
              "both queues (core %d)." % (s["target_core"], s["second_reactor_core"],
@@ -167,7 +164,14 @@ def duo_lines(data):
                   "is requests served per second of CPU time in busy passes, of both reactors "
                   "together; twice",
                   "that over the single reactor's is what two whole cores would give."]
-    for c in found:
+    return lines
+
+
+def duo_lines(data):
+    lines = []
+    for c in data["cases"]:
+        if "scaling" not in c["ours_over"]:
+            continue
         one, two, x = c["who"]["1 reactor"], c["who"]["2 reactors"], c["ours_over"]["scaling"]
         lines.append("%s: %s IOPS on %.2f busy cores, %s on %.2f: %.2fx (%.2f-%.2f)" %
                      (c["kind"], kilo(one["iops"]), one["busy"], kilo(two["iops"]), two["busy"],
@@ -177,7 +181,8 @@ def duo_lines(data):
 
 def text(data):
     parts = [table([HEAD] + list(who_rows(data, cells))), "\n".join(notes(data))]
-    parts += ["\n".join(duo_lines(data))] if duo_lines(data) else []
+    if duo_lines(data):
+        parts.append("\n".join(duo_explained(data) + duo_lines(data)))
     parts += ["failed: %s: %s" % f for f in data["failed"].items()]
     if data["goals"]:
         parts.append("goal / measured / met?\n" + table(goal_rows(data), 1))
@@ -198,7 +203,8 @@ def markdown_page(data):
     parts = ["\n".join("- " + t for t in machine_lines(data["machine"]) + notes(data)),
              markdown([head] + list(who_rows(data, short_cells)))]
     if duo_lines(data):
-        parts.append("\n".join(duo_lines(data)))
+        parts += ["\n".join(duo_explained(data)),
+                  "\n".join("- " + t for t in duo_lines(data))]
     if data["goals"]:
         parts.append(markdown(goal_rows(data)))
     return "\n\n".join(parts) + "\n"
