@@ -116,6 +116,7 @@ enum fe_backing {
 	FE_MEM_MEMFD_HUGE = 1,	/* memfd on 2 MiB pages */
 	FE_MEM_FILE = 2,	/* a new file made in the directory `dir`: disk, /dev/shm, hugetlbfs */
 	FE_MEM_SHARE = 3,	/* the file of region number `share`, at another offset */
+	FE_MEM_FD = 4,		/* the file open as `share`, which stays the caller's */
 };
 
 struct fe_region_spec {
@@ -125,7 +126,7 @@ struct fe_region_spec {
 	uint64_t uva;		/* what to tell the back end; 0: our own mapping's address */
 	const char *dir;	/* FE_MEM_FILE */
 	int32_t backing;	/* enum fe_backing */
-	int32_t share;		/* FE_MEM_SHARE */
+	int32_t share;		/* FE_MEM_SHARE, FE_MEM_FD */
 };
 
 struct fe_region {

@@ -55,6 +55,9 @@ static int open_backing(struct fe *fe, const struct fe_region_spec *spec)
 			return -EINVAL;
 		fd = fcntl(fe->regions[spec->share].fd, F_DUPFD_CLOEXEC, 0);
 		return fd < 0 ? -errno : fd;
+	case FE_MEM_FD:
+		fd = fcntl(spec->share, F_DUPFD_CLOEXEC, 0);
+		return fd < 0 ? -errno : fd;
 	default:
 		return -EINVAL;
 	}
