@@ -90,6 +90,7 @@ help:
 	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
 	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon (4 minutes);'
 	@echo '                    also as $(BUILD)/bench.json and bench.svg. bench-quick: 90 seconds'
+	@echo '  fio               $(BUILD)/fio/vhost_user_blk.so, an I/O engine that lets fio drive the target'
 	@echo '  lint              layers, clang-tidy, cppcheck'
 	@echo '  format            clang-format on what differs'
 	@echo '  install           to DESTDIR, PREFIX ($(PREFIX))'
@@ -121,6 +122,28 @@ $(BUILD)/test/bench: $(BENCH_OBJ) $(BUILD)/test/libfrontend.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(NO_LTO) $(HARDEN_LD) $(LDFLAGS) -o $@ $^ -lpthread
+
+# fio's engine needs the source of the very fio that is installed; see test/fio/fetch.sh. Never a
+# sanitized one: fio loads it.
+FIO_DIR := $(BUILD)/fio
+FIO_SRC ?= $(FIO_DIR)/source
+FIO_OBJ := $(patsubst test/fio/%.c,$(FIO_DIR)/%.o,$(wildcard test/fio/*.c))
+FIO_CFLAGS = -fPIC -fvisibility=hidden -isystem $(FIO_SRC) -include $(FIO_SRC)/config-host.h \
+	-DCONFIG_DYNAMIC_ENGINES -DENGINE_FIO_VERSION='"$(shell cat $(FIO_SRC)/spindle-version 2>/dev/null)"'
+ifeq ($(SAN),)
+fio: $(FIO_DIR)/vhost_user_blk.so
+else
+fio:
+	@$(MAKE) --no-print-directory SAN= fio
+endif
+$(FIO_SRC)/spindle-version: FORCE
+	@test/fio/fetch.sh $(FIO_SRC)
+$(FIO_OBJ): $(FIO_DIR)/%.o: test/fio/%.c Makefile $(FIO_SRC)/spindle-version
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CFLAGS_ALL) $(FIO_CFLAGS) -c -o $@ $<
+$(FIO_DIR)/vhost_user_blk.so: $(FIO_OBJ) $(BUILD)/test/libfrontend.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) -shared $(NO_LTO) $(LDFLAGS) -Wl,--exclude-libs,ALL -o $@ $^ -lpthread
 
 # Unit tests link the whole project but main.c; allocation goes through a wrapper
 # so that a test can make the n-th call fail.
@@ -187,7 +210,7 @@ version:
 	@echo $(VERSION)
 
 .PHONY: all help tests check check-unit check-functional check-guest check-fuzz check-ceph fuzz fuzz-run \
-	bench bench-quick lint format install clean version FORCE
+	bench bench-quick fio lint format install clean version FORCE
 .SECONDARY:
 
--include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null) $(wildcard $(BUILD)/fio/*.d)

@@ -13,11 +13,12 @@ build=(
 )
 
 # The suites: unit tests, sanitizers and fuzzing (clang), lint, guests (QEMU, what their disk
-# images and initramfs are made with), the benchmarks' yardsticks (fio, QEMU's rbd), a Ceph cluster.
+# images and initramfs are made with), the benchmarks' yardsticks (fio, QEMU's rbd), what fetches
+# the source of fio for "make fio" (dpkg-dev), a Ceph cluster.
 test=(
 	libcmocka-dev clang clang-format clang-tidy cppcheck libclang-rt-14-dev shellcheck valgrind gdb
 	qemu-system-x86 qemu-utils busybox-static cpio xz-utils zstd kmod e2fsprogs xfsprogs util-linux
-	fio python3 iproute2 procps ca-certificates ceph-mon ceph-osd ceph-common python3-rados
+	fio dpkg-dev python3 iproute2 procps ca-certificates ceph-mon ceph-osd ceph-common python3-rados
 	python3-rbd qemu-block-extra
 )
 
@@ -26,7 +27,7 @@ usage() {
 	Usage: scripts/pkgdep.sh [build|test|all|list|help]
 
 	build   what "make" needs
-	test    what "make check", "make bench" and "make lint" need
+	test    what "make check", "make bench" and "make lint" need, and the source of fio
 	all     both (the default)
 	list    print the packages of both that are missing here, install nothing
 	help    this text
@@ -60,6 +61,12 @@ install_packages() {
 	apt-get install -q -y --no-install-recommends "${need[@]}"
 }
 
+# "make fio" would do it as well; here, so that nothing after this needs a network.
+fetch_fio() {
+	(cd "$(dirname "$0")/.." && test/fio/fetch.sh "${BUILD:-build}/fio/source") ||
+		echo "pkgdep.sh: without the source of fio there is no \"make fio\"; all else works" >&2
+}
+
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
 	echo "pkgdep.sh: this is no Debian; install by hand what this script lists" >&2
 	exit 1
@@ -67,8 +74,14 @@ fi
 
 case ${1:-all} in
 build) install_packages "${build[@]}" ;;
-test) install_packages "${test[@]}" ;;
-all) install_packages "${build[@]}" "${test[@]}" ;;
+test)
+	install_packages "${test[@]}"
+	fetch_fio
+	;;
+all)
+	install_packages "${build[@]}" "${test[@]}"
+	fetch_fio
+	;;
 list) missing "${build[@]}" "${test[@]}" ;;
 help | -h | --help) usage ;;
 *)

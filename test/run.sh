@@ -99,7 +99,7 @@ built() { # built NAME: count a build as a test
 
 # The other builds, in what the guest and Ceph suites leave of the machine: those wait a lot.
 make_others() {
-	make_variant clang CC=clang WERROR=1 BUILD=build/clang all tests
+	make_variant clang CC=clang WERROR=1 BUILD=build/clang all tests "${clang_too[@]}"
 	make_variant without-rbd RBD=0 WERROR=1 BUILD=build/norbd all
 	make_variant address,undefined SAN=address,undefined tests
 	make_variant thread SAN=thread tests
@@ -107,7 +107,8 @@ make_others() {
 
 everything() {
 	# Long, and of processes that are killed or of locks: run once, not under sanitizers.
-	local others twice="test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
+	local clang_too=()
+	local others twice="test_fio test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
 	if [ "$(id -u)" = 0 ]; then
 		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
 		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
@@ -119,6 +120,14 @@ everything() {
 	rm -f build/logs/*.rc
 	make_variant gcc WERROR=1 tests
 	built gcc || return
+	if test/fio/fetch.sh build/fio/source; then
+		make_variant fio WERROR=1 fio
+		built fio
+		clang_too=(fio FIO_SRC=build/fio/source)
+	else
+		echo "skip: build fio: the source of fio is not to be had"
+		skipped=$((skipped + 1))
+	fi
 	for s in unit functional; do suite "$s"; done
 	(
 		renice -n 19 $BASHPID >/dev/null
