@@ -179,6 +179,42 @@ class Jobs(FioCase):
                          *VERIFY)
 
 
+class Scripts(FioCase):
+    """The ready jobs of scripts/fio."""
+
+    def run_job(self, job, path, *args, **env):
+        run = subprocess.run([str(spindle.REPO / 'scripts' / 'fio' / 'run.sh'), job, path,
+                              '--output-format=json', *args],
+                             env={**os.environ, 'ENGINE': engine(), 'RUNTIME': '200ms', **env},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             cwd=self.temp_dir(), timeout=30 * SLOW, check=False)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        job, = json.loads(run.stdout[run.stdout.find('{\n'):])['jobs']
+        return job
+
+    def test_on_a_socket(self):
+        t = self.target('0x1')
+        path = self.disk(t, packed_ring=True)
+        self.assertGreater(self.run_job('randread', path)['read']['total_ios'], 0)
+        self.assertGreater(self.run_job('randwrite', path, 'fsync=32')['sync']['total_ios'], 0)
+        mixed = self.run_job('mixed', path, 'queues=2', 'wait=eventfd', RW='50', JOBS='2')
+        self.assertGreater(mixed['read']['total_ios'], 0)
+        self.assertGreater(mixed['write']['total_ios'], 0)
+        self.assertGreater(self.run_job('sequential', path)['read']['total_ios'], 0)
+        latency = self.run_job('latency', path)['read']['lat_ns']['percentile']
+        self.assertIn('99.999000', latency)
+        verify = self.run_job('verify', path, 'packed=1', SIZE='8m', JOBS='2', BS='64k')
+        self.assertEqual(verify['read']['io_bytes'], 16 * MIB)
+
+    def test_on_a_file(self):
+        # As on a disk in a guest: another engine, the same jobs.
+        path = os.path.join(self.temp_dir(), 'disk')
+        with open(path, 'wb') as f:
+            f.truncate(16 * MIB)
+        verify = self.run_job('verify', path, SIZE='4m', ENGINE='psync')
+        self.assertEqual(verify['read']['io_bytes'], 4 * MIB)
+
+
 class Failures(FioCase):
     def test_messages(self):
         t = self.target('0x1')
