@@ -281,6 +281,14 @@ static int init(struct thread_data *td)
 	return 0;
 }
 
+/* fio 3.33 goes on without buffers when it could not allocate them. */
+static int post_init(struct thread_data *td)
+{
+	if ((td_read(td) || td_write(td)) && !td->orig_buffer)
+		return 1;
+	return 0;
+}
+
 static int iomem_alloc(struct thread_data *td, size_t bytes)
 {
 	td->orig_buffer = device_memory_alloc(bytes);
@@ -484,6 +492,15 @@ static unsigned int reap(struct lane *lane, struct io_u **events, unsigned int m
 	return (unsigned int)n;
 }
 
+static bool waits(const struct job *job)
+{
+	for (unsigned int i = 0; i < job->num_lanes; i++) {
+		if (job->lanes[i].vq->in_flight > 0)
+			return true;
+	}
+	return false;
+}
+
 /* Nothing came for a while: does the target live? With wait=eventfd, sleep until it calls. */
 static void rest(struct job *job)
 {
@@ -529,6 +546,9 @@ static int getevents(struct thread_data *td, unsigned int min, unsigned int max,
 		if (got > before) {
 			idle = 0;
 		} else if (++idle >= spins) {
+			/* fio never asks for more than is in flight; if it did, this would not end. */
+			if (!waits(job))
+				return (int)got;
 			idle = 0;
 			rest(job);
 		}
@@ -555,9 +575,10 @@ struct ioengine_ops ioengine = {
 	.name = "vhost_user_blk",
 	.version = FIO_IOOPS_VERSION,
 	.flags = FIO_RAWIO | FIO_MEMALIGN | FIO_DISKLESSIO | FIO_NOEXTEND | FIO_NODISKUTIL |
-		 FIO_ASYNCIO_SETS_ISSUE_TIME,
+		 FIO_NO_OFFLOAD | FIO_ASYNCIO_SETS_ISSUE_TIME,
 	.setup = setup,
 	.init = init,
+	.post_init = post_init,
 	.cleanup = cleanup,
 	.queue = queue,
 	.commit = commit,

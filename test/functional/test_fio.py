@@ -230,6 +230,8 @@ class Failures(FioCase):
         self.fails(path, 'does not fit a ring of queue_size=16', '--queue_size=16', *read)
         self.fails(path, 'is no power of two', '--queue_size=100', *read)
         self.fails(path, 'queues are needed', '--queues=256', '--thread', '--numjobs=2', *read)
+        self.fails(path, 'conflicts with specified IO engine', '--mem=mmap', *read)
+        self.fails(path, 'offloaded submit', '--io_submit_mode=offload', *read)
         self.check_io(self.connect(path))
 
     def test_target_dies(self):

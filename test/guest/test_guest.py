@@ -252,6 +252,17 @@ class Disks(GuestTest):
                 'dd if=/tmp/r of=/dev/vdb bs=1M oflag=direct && '
                 'dd if=/dev/vdb of=/tmp/s bs=1M count=4 iflag=direct && cmp /tmp/r /tmp/s')
 
+    def test_ready_jobs(self):
+        """scripts/fio, copied into the guest."""
+        jobs = spindle.REPO / 'scripts' / 'fio'
+        copy = ''.join(f"cat > /tmp/fio/{p.name} <<'END_OF_FILE'\n{p.read_text()}END_OF_FILE\n"
+                       for p in jobs.iterdir())
+        self.sh('mkdir -p /tmp/fio\n' + copy + 'chmod +x /tmp/fio/run.sh')
+        self.sh('cd /tmp/fio && SIZE=8m JOBS=2 ./run.sh verify /dev/vda --minimal')
+        for job in ('randread', 'randwrite', 'mixed', 'sequential', 'latency'):
+            out = self.sh(f'cd /tmp/fio && RUNTIME=300ms ./run.sh {job} /dev/vda --minimal')
+            self.assertIn(f';{job};', out)
+
     def test_other_engines(self):
         """io_uring, large buffers in many segments, and through the page cache."""
         self.sh(fio_verify('/dev/vda', 32, bs='64k-1m').replace('libaio', 'io_uring'))
