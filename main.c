@@ -51,6 +51,7 @@ struct options {
 	struct huge_config huge;
 	uint64_t poll_us;
 	uint64_t rbd_connections;	/* 0: the default */
+	uint64_t stop_ms;		/* of a takeover; 0: the predecessor's default */
 	bool no_rpc;
 	bool wait_for_rpc;
 	bool lock_cores;
@@ -91,7 +92,8 @@ static const char usage[] =
 "      --interrupt-mode      sleep whenever there is nothing to do\n"
 "      --rbd-connections N   connections to a Ceph cluster that disks share (2)\n"
 "      --poll-us N           sleep after N microseconds without work (never)\n"
-"      --takeover            take everything over from the process at the RPC socket\n"
+"      --takeover[=MS]       take everything over from the process at the RPC socket,\n"
+"                            whose rings have MS milliseconds to stop (1000)\n"
 "      --disable-cpumask-locks  do not keep other targets off the cores\n"
 "  -L, --logflag FLAG        debug lines of reactor, bdev, vhost, rpc or all\n"
 "      --log-level LEVEL     ERROR, WARNING, NOTICE, INFO or DEBUG (NOTICE)\n"
@@ -124,7 +126,7 @@ static const struct option long_options[] = {
 	{ "interrupt-mode", no_argument, NULL, OPT_INTERRUPT },
 	{ "poll-us", required_argument, NULL, OPT_POLL_US },
 	{ "rbd-connections", required_argument, NULL, OPT_RBD_CONNECTIONS },
-	{ "takeover", no_argument, NULL, OPT_TAKEOVER },
+	{ "takeover", optional_argument, NULL, OPT_TAKEOVER },
 	{ "disable-cpumask-locks", no_argument, NULL, OPT_NO_LOCKS },
 	{ "logflag", required_argument, NULL, 'L' },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
@@ -184,10 +186,12 @@ static bool take_option(struct options *o, int opt, const char *arg)
 	case OPT_HUGE_DIR: o->huge.huge_dir = arg; break;
 	case OPT_NO_HUGE: o->huge.no_huge = true; break;
 	case OPT_INTERRUPT: o->poll_us = 0; break;
-	case OPT_TAKEOVER: o->takeover = true; break;
 	case OPT_NO_LOCKS: o->lock_cores = false; break;
 	case OPT_RBD_CONNECTIONS:
 		return parse_number(arg, 64, &o->rbd_connections) && o->rbd_connections > 0;
+	case OPT_TAKEOVER:
+		o->takeover = true;
+		return !arg || (parse_number(arg, 60000, &o->stop_ms) && o->stop_ms > 0);
 	case OPT_POLL_US:
 		return parse_number(arg, 1000000000, &o->poll_us);
 	case 's':
@@ -483,7 +487,8 @@ CONTROL_ONLY static int start(struct options *o)
 	struct reactor_config reactors = {
 		.poll_us = o->poll_us, .lock_cores = o->lock_cores && !o->takeover,
 	};
-	const struct takeover_config takeover = { o->rpc_path, app.rpc_fds, &app.predecessor };
+	const struct takeover_config takeover = { o->rpc_path, (uint32_t)o->stop_ms, app.rpc_fds,
+						  &app.predecessor };
 	const struct rpc_config rpc = rpc_config_of(o);
 	int rc;
 

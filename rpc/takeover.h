@@ -28,6 +28,7 @@
 
 struct takeover_config {
 	const char *rpc_path;	/* the predecessor's */
+	uint32_t stop_ms;	/* its rings have so long to stop; 0: as it thinks best */
 	/* Filled when done says 0: its rpc_server_fds(), and its process id. */
 	int *rpc_fds;
 	int *pid;

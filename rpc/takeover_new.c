@@ -308,13 +308,16 @@ static int connect_to(const char *path)
 
 static void begin_run(struct job *job)
 {
-	char text[128];
-	int len = snprintf(text, sizeof(text), "{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": "
-			   "\"framework_takeover\", \"params\": {\"version\": %d}}",
-			   HANDOVER_VERSION);
+	char text[160], stop[40] = "";
 	ssize_t n;
+	int len;
 
 	(void)job;
+	if (new.config.stop_ms)
+		snprintf(stop, sizeof(stop), ", \"stop_ms\": %u", new.config.stop_ms);
+	len = snprintf(text, sizeof(text), "{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": "
+		       "\"framework_takeover\", \"params\": {\"version\": %d%s}}",
+		       HANDOVER_VERSION, stop);
 	new.status = connect_to(new.config.rpc_path);
 	snprintf(new.why, sizeof(new.why), "no process to take over from at %.200s",
 		 new.config.rpc_path);

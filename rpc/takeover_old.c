@@ -7,6 +7,11 @@
  * way ends in give_up(), which starts the rings again and lets the configuration
  * be changed again.
  *
+ * No guest pays for another's slow disk. A request that has been in flight for
+ * longer than rings are given to stop ends the takeover before any does; disks with
+ * younger ones, but old, stop first, while the others run; and when all stop, those
+ * that have run again after PAUSE_MS until the last has.
+ *
  * The last step is delicate. Before we go on after all, the successor must have
  * lost the power to start: the connection is shut down first, so that its STARTED
  * cannot be sent any more, and then looked through for one that was sent before.
@@ -29,7 +34,10 @@
 #define SETTLE_MS 5000		/* for messages and calls under way, and sessions that end */
 #define PREPARE_MS 60000	/* for the successor to open every bdev */
 #define FLUSH_MS 30000		/* for caches to be written back */
-#define QUIESCE_MS 5000		/* for requests to end, and what is left in caches */
+#define STOP_MS 1000		/* for requests to end, and what is left in caches */
+#define STOP_MS_MAX 60000
+#define SLOW_US 50000		/* disks with a request as old stop before the others */
+#define PAUSE_MS 75		/* for one to wait for the rest to stop */
 #define START_MS 5000
 #define FAREWELL_MS 1000
 
@@ -40,6 +48,8 @@ static struct {
 	uint64_t deadline_ns;	/* of the present step */
 	uint64_t partial_ns;
 	uint64_t stopped_ns;	/* when the rings were told to stop */
+	uint32_t stop_ms;
+	bool all_stop;		/* not only the slow ones */
 	struct takeover_batch out, in;
 	struct job job;
 	struct bdev_result flush;
@@ -240,25 +250,69 @@ CONTROL_ONLY static void flush(void (*flushed)(void))
 	bdev_handover_flush(&old.flush);
 }
 
-static void quiesce(struct control_timer *t)
+CONTROL_ONLY static void set_deadline(uint64_t ms)
 {
+	old.deadline_ns = clock_ns() + ms * 1000000;
+}
+
+static void rest(struct control_timer *t)
+{
+	uint64_t now = clock_ns();
+	const char *whose;
+	char why[320];
+
 	control_assert();
-	if (vhost_quiesce())
-		flush(send_positions);
-	else if (clock_ns() > old.deadline_ns)
-		give_up("stopping the rings", "requests do not end");
-	else
+	if (vhost_at_rest(&whose)) {
+		if (old.all_stop) {
+			set_deadline(old.stop_ms);
+			flush(send_positions);
+			return;
+		}
+		old.all_stop = true;
+		old.stopped_ns = now;
+		vhost_rest(0);
+	} else if (now > old.deadline_ns) {
+		snprintf(why, sizeof(why), "%s: its requests do not end", whose);
+		give_up("stopping the rings", why);
+		return;
+	} else if (old.all_stop && now - old.stopped_ns > PAUSE_MS * 1000000ull) {
+		old.all_stop = false;
+		vhost_rest_less();
+	}
+	control_timer_start(t, TICK_MS);
+}
+
+static void measured(struct control_timer *t)
+{
+	uint64_t oldest_us;
+	const char *whose;
+	char why[320];
+
+	control_assert();
+	if (!vhost_measured(&oldest_us, &whose)) {
 		control_timer_start(t, TICK_MS);
+		return;
+	}
+	if (oldest_us / 1000 >= old.stop_ms) {
+		snprintf(why, sizeof(why), "%s: a request has been in flight for %llu ms", whose,
+			 (unsigned long long)(oldest_us / 1000));
+		give_up("before the rings are stopped", why);
+		return;
+	}
+	/* Who connects now is answered by whoever goes on. */
+	rpc_hold(true);
+	set_deadline(old.stop_ms);
+	old.all_stop = false;
+	vhost_rest(SLOW_US);
+	old.timer.fn = rest;
+	rest(t);
 }
 
 CONTROL_ONLY static void stop_rings(void)
 {
-	/* Who connects now is answered by whoever goes on. */
-	rpc_hold(true);
-	old.stopped_ns = clock_ns();
-	old.deadline_ns = old.stopped_ns + QUIESCE_MS * 1000000ull;
-	old.timer.fn = quiesce;
-	quiesce(&old.timer);
+	vhost_measure();
+	old.timer.fn = measured;
+	control_timer_start(&old.timer, TICK_MS);
 }
 
 static void prepared(struct job *job)
@@ -361,11 +415,13 @@ bool takeover_abort(void (*ended)(void))
 /* ------- the method ------- */
 
 struct takeover_args {
-	uint32_t version;
+	uint32_t version, stop_ms;
 };
 static const struct rpc_param takeover_params[] = {
 	RPC_PARAM(struct takeover_args, version, RPC_REQUIRED),
+	RPC_PARAM(struct takeover_args, stop_ms, RPC_OPTIONAL),
 };
+static const struct takeover_args takeover_defaults = { .stop_ms = STOP_MS };
 
 static void takeover(struct rpc_call *call) CONTROL_ONLY
 {
@@ -375,6 +431,11 @@ static void takeover(struct rpc_call *call) CONTROL_ONLY
 		rpc_reply_error(call, RPC_INVALID_PARAMS, "Invalid parameters",
 				"we hand over by version %d, not %u", HANDOVER_VERSION,
 				args->version);
+		return;
+	}
+	if (args->stop_ms == 0 || args->stop_ms > STOP_MS_MAX) {
+		rpc_reply_error(call, RPC_INVALID_PARAMS, "Invalid parameters",
+				"stop_ms is from 1 to %d, not %u", STOP_MS_MAX, args->stop_ms);
 		return;
 	}
 	if (old.active || old.flushing) {
@@ -388,6 +449,7 @@ static void takeover(struct rpc_call *call) CONTROL_ONLY
 	}
 	log_notice("takeover: a successor has come");
 	old.active = true;
+	old.stop_ms = args->stop_ms;
 	vhost_freeze();
 	pending_pause(true);
 	old.deadline_ns = clock_ns() + SETTLE_MS * 1000000ull;
@@ -400,6 +462,6 @@ static void takeover(struct rpc_call *call) CONTROL_ONLY
 
 const struct rpc_method rpc_takeover_methods[] = {
 	{ "framework_takeover", NULL, RPC_RUNTIME, 0, takeover,
-	  RPC_PARAMS(takeover_params, struct takeover_args) },
+	  RPC_PARAMS(takeover_params, struct takeover_args), .defaults = &takeover_defaults },
 	{ .name = NULL },
 };

@@ -27,6 +27,7 @@ struct offered {
 
 static struct list offers = LIST_INIT(offers);
 static bool frozen, rings_held;
+static unsigned int measuring;	/* rings that have not answered yet */
 
 bool vhost_is_frozen(void)
 {
@@ -88,31 +89,157 @@ void vhost_drop_partial(void)
 	controllers_each_session(drop_partial, NULL);
 }
 
-static void stop_session(struct vhost_session *s, void *arg)
+/* ------- how long stopping would take ------- */
+
+static void measure_session(struct vhost_session *s, void *arg)
 {
+	(void)arg;
 	control_assert();
-	session_reconcile(s);
 	for (unsigned int i = 0; i < s->vq_count; i++) {
-		if (s->vqs[i] && s->vqs[i]->vq)
-			*(bool *)arg = false;
+		struct vhost_vq *vvq = s->vqs[i];
+
+		if (!vvq)
+			continue;
+		vvq->oldest_us = 0;
+		/* Asked already, by a takeover that was given up: that answer will do. */
+		if (!vvq->vq || vvq->stopping || vvq->measuring)
+			continue;
+		vvq->measuring = true;
+		measuring++;
+		vq_measure(vvq->vq);
 	}
 }
 
-bool vhost_quiesce(void)
+void vhost_measure(void)
 {
-	bool stopped = true;
+	controllers_each_session(measure_session, NULL);
+}
 
-	rings_held = true;
+void session_vq_measured(struct vhost_vq *vvq)
+{
+	vvq->oldest_us = vvq->vq->oldest_us;
+	vvq->measuring = false;
+	measuring--;
+}
+
+static uint64_t session_oldest_us(const struct vhost_session *s)
+{
+	uint64_t oldest = 0;
+
+	for (unsigned int i = 0; i < s->vq_count; i++) {
+		if (s->vqs[i])
+			oldest = MAX(oldest, s->vqs[i]->oldest_us);
+	}
+	return oldest;
+}
+
+struct found {
+	const struct vhost_session *session;
+	uint64_t oldest_us;
+};
+
+static void look_oldest(struct vhost_session *s, void *arg)
+{
+	struct found *f = arg;
+	uint64_t oldest = session_oldest_us(s);
+
+	if (f->session && oldest <= f->oldest_us)
+		return;
+	f->session = s;
+	f->oldest_us = oldest;
+}
+
+/* What to call its disk. */
+static const char *disk_name(const struct vhost_session *s)
+{
+	static char name[BDEV_NAME_MAX + 16];
+
+	if (!s)
+		snprintf(name, sizeof(name), "a front end that has gone");
+	else if (s->controller->desc.bdev)
+		snprintf(name, sizeof(name), "bdev %s", s->controller->desc.bdev->name);
+	else
+		snprintf(name, sizeof(name), "controller %s", s->controller->name);
+	return name;
+}
+
+bool vhost_measured(uint64_t *oldest_us, const char **whose)
+{
+	struct found f = { 0 };
+
+	if (measuring)
+		return false;
+	controllers_each_session(look_oldest, &f);
+	*oldest_us = f.oldest_us;
+	*whose = disk_name(f.session);
+	return true;
+}
+
+/* ------- stopping the rings ------- */
+
+static void rest_session(struct vhost_session *s, void *arg)
+{
+	control_assert();
+	if (session_oldest_us(s) >= *(const uint64_t *)arg)
+		s->resting = true;
+	session_reconcile(s);
+}
+
+void vhost_rest(uint64_t oldest_us)
+{
 	/* What is left of this process shares its cores with the successor. */
-	reactors_yield(true);
-	controllers_each_session(stop_session, &stopped);
-	return stopped && !sessions_ending();
+	if (oldest_us == 0)
+		reactors_yield(true);
+	controllers_each_session(rest_session, &oldest_us);
+}
+
+static bool session_runs(const struct vhost_session *s)
+{
+	for (unsigned int i = 0; i < s->vq_count; i++) {
+		if (s->vqs[i] && s->vqs[i]->vq)
+			return true;
+	}
+	return false;
+}
+
+static void look_resting(struct vhost_session *s, void *arg)
+{
+	struct found *f = arg;
+
+	if (s->resting && session_runs(s))
+		f->session = s;
+}
+
+bool vhost_at_rest(const char **whose)
+{
+	struct found f = { 0 };
+
+	controllers_each_session(look_resting, &f);
+	if (!f.session && !sessions_ending())
+		return true;
+	*whose = disk_name(f.session);
+	return false;
+}
+
+static void rest_less(struct vhost_session *s, void *arg)
+{
+	(void)arg;
+	control_assert();
+	s->resting = s->resting && session_runs(s);
+	session_reconcile(s);
+}
+
+void vhost_rest_less(void)
+{
+	reactors_yield(false);
+	controllers_each_session(rest_less, NULL);
 }
 
 static void go_on(struct vhost_session *s, void *arg)
 {
 	(void)arg;
 	control_assert();
+	s->resting = false;
 	session_reconcile(s);
 	/* One whose message is not through is resumed when it is. */
 	if (!s->settled)

@@ -91,8 +91,19 @@ bool vhost_is_settled(void) CONTROL_ONLY;
 /* End the sessions whose front end has sent half a message. */
 void vhost_drop_partial(void) CONTROL_ONLY;
 int vhost_export(handover_emit_fn *emit, void *arg) CONTROL_ONLY;
-/* Stop all rings; true when they have stopped: call again until then. */
-bool vhost_quiesce(void) CONTROL_ONLY;
+/* Look for how long requests have been in flight. Nothing is stopped for it. */
+void vhost_measure(void) CONTROL_ONLY;
+/*
+ * True when that is known: the longest, in microseconds, and whose it is ("bdev x"),
+ * valid until the next call of this or vhost_at_rest(). Not asked of anybody: 0.
+ */
+bool vhost_measured(uint64_t *oldest_us, const char **whose) CONTROL_ONLY;
+/* Stop the rings of disks with requests that were measured to be as old; 0: all rings. */
+void vhost_rest(uint64_t oldest_us) CONTROL_ONLY;
+/* True when all that were told to have stopped; else *whose is one that has not. */
+bool vhost_at_rest(const char **whose) CONTROL_ONLY;
+/* Those that have stopped run again, for now; the others are still to stop. */
+void vhost_rest_less(void) CONTROL_ONLY;
 int vhost_export_positions(handover_emit_fn *emit, void *arg) CONTROL_ONLY;
 /* Go on, from wherever this has got to. */
 void vhost_thaw(void) CONTROL_ONLY;

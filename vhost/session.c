@@ -68,8 +68,8 @@ static bool vvq_should_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
-	return !s->closing && !vhost_rings_held() && s->mem && vvq->num && vvq->has_addr && vvq->kicked && !vvq->failed &&
-	       !vvq->broken && !vvq->disabled &&
+	return !s->closing && !s->resting && !vhost_rings_held() && s->mem && vvq->num &&
+	       vvq->has_addr && vvq->kicked && !vvq->failed && !vvq->broken && !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
 

@@ -121,6 +121,8 @@ struct vq {
 	 */
 	struct msg start;
 	struct msg msg;
+	struct msg measure;
+	uint64_t oldest_us;		/* goes with measure */
 	bool detach_wanted;		/* goes with the stop */
 	struct vq_update update;
 };
@@ -157,6 +159,11 @@ void vq_start(struct vq *vq) CONTROL_ONLY;
 void vq_stop(struct vq *vq, bool detach) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
+/*
+ * For how long its oldest request has been in flight. Ends in session_vq_measured(),
+ * which comes before session_vq_stopped() if it was asked for before the stop.
+ */
+void vq_measure(struct vq *vq) CONTROL_ONLY;
 
 /* The queue cannot go on: tell the front end, log once, serve nothing more. */
 void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head) REACTOR_ONLY;
@@ -201,6 +208,8 @@ struct vhost_vq {
 	struct vq *vq;			/* NULL: not running */
 	bool stopping;			/* told to stop, not yet stopped */
 	bool updating;			/* vq_update() under way */
+	bool measuring;			/* vq_measure() under way */
+	uint64_t oldest_us;		/* what the last one said */
 	bool dirty;			/* wants an update */
 	bool broken;			/* by its driver, until that resets it */
 	bool failed;			/* could not be made; logged; until something changes */
@@ -226,6 +235,7 @@ struct vhost_session {
 	bool listed;			/* started was logged */
 	bool unfit;			/* handed over, but what it shares cannot be had */
 	bool alive;			/* handed over, and still connected at the end of that */
+	bool resting;			/* its rings may not run, since a successor is to have them */
 	struct control_timer retry;	/* while a vq waits */
 	struct guest_mem *mem;
 	struct guest_mem *log_mem;	/* one region: the dirty log */
@@ -316,6 +326,8 @@ bool sessions_ending(void) CONTROL_ONLY;
 void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
 void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
 void session_vq_updated(struct vhost_vq *vvq) CONTROL_ONLY;
+/* handover.c: vq->oldest_us is current. */
+void session_vq_measured(struct vhost_vq *vvq) CONTROL_ONLY;
 /* Every running vq is to be stopped and made anew, with the settings of now. */
 void session_want_anew(struct vhost_session *s) CONTROL_ONLY;
 /* messages.c: a message has arrived whole and its shape has been checked. */

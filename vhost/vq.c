@@ -467,6 +467,31 @@ static void updated_msg(struct msg *msg)
 	session_vq_updated(vq->owner);
 }
 
+static void measured_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, measure);
+
+	control_assert();
+	session_vq_measured(vq->owner);
+}
+
+static void measure_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, measure);
+	uint64_t now, oldest;
+
+	reactor_assert();
+	now = oldest = reactor_now();
+	/* Between two passes: what is busy is with the bdev. */
+	for (uint32_t i = 0; vq->inflight_now && i < vq->num; i++) {
+		if (vq->reqs[i].busy && vq->reqs[i].io.submit_tsc < oldest)
+			oldest = vq->reqs[i].io.submit_tsc;
+	}
+	vq->oldest_us = (uint64_t)((double)(now - oldest) * 1e6 / (double)tsc_hz());
+	vq->measure.fn = measured_msg;
+	control_post(&vq->measure);
+}
+
 static void set_log(struct vq *vq, const struct vq_update *u)
 {
 	vq->log = u->log;
@@ -518,6 +543,12 @@ void vq_update(struct vq *vq)
 {
 	vq->msg.fn = update_msg;
 	reactor_post(vq->reactor, &vq->msg);
+}
+
+void vq_measure(struct vq *vq)
+{
+	vq->measure.fn = measure_msg;
+	reactor_post(vq->reactor, &vq->measure);
 }
 
 CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p)

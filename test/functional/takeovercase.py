@@ -28,12 +28,12 @@ class Peer:
         self.sock.settimeout(timeout)
 
     @classmethod
-    def successor(cls, t, version=1):
+    def successor(cls, t, version=1, stop_ms=1000 * spindle.SLOW):
         """Asks a target for all it has, as a successor does."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(t.sock)
         sock.sendall(b'{"jsonrpc": "2.0", "id": 1, "method": "framework_takeover", '
-                     b'"params": {"version": %d}}' % version)
+                     b'"params": {"version": %d, "stop_ms": %d}}' % (version, stop_ms))
         return cls(sock)
 
     def close(self):
@@ -82,7 +82,7 @@ class TakeoverCase(VhostCase):
         kwargs.setdefault('sock', t.sock)
         kwargs.setdefault('directory', t.dir)
         kwargs.setdefault('locks', t.locks)
-        s = spindle.Target(mask or t.mask, '--takeover', *args, **kwargs)
+        s = spindle.Target(mask or t.mask, f'--takeover={1000 * spindle.SLOW}', *args, **kwargs)
         self.addCleanup(self._end_target, s)
         return s.spawn()
 

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 
-from takeovercase import (MIB, Load, Peer, TakeoverCase, drive, drive_for, spindle, time, ALIVE,
+from takeovercase import (F, MIB, Load, Peer, TakeoverCase, drive, drive_for, spindle, time, ALIVE,
                           CONFIG, CONTROLLER, END, FAILED, GIVEN, HEADER, HELLO, KEPT, MAGIC,
                           POSITION, PREPARED, RPC, SESSION, STARTED, TAKEN)
 from vhostcase import fd_count
@@ -245,26 +245,82 @@ class Steps(TakeoverCase):
 
 
 class Stuck(TakeoverCase):
-    def test_requests_that_do_not_end(self):
-        # Refused after 5 seconds; those that can go on do.
-        t = self.target('0x1')
-        load = Load(self.connect(self.disk(t), mem_size=8 * MIB), 16)
-        bad = self.error(t, self.malloc(t, 'm1'))
-        fe = self.connect(self.ctrlr(t, 'c1', bad), mem_size=2 * MIB)
-        self.inject(t, bad, 'write', 'pending')
-        q = fe.q[0]
-        q.submit(1, 0, [(fe.alloc(4096), 4096)])
-        drive_for([load], 0.1)
-        s = self.successor(t)
-        self.wait_kept(t, [load], timeout=15)
-        drive([load], lambda: not s.running(), 10, 'the end of the successor')
+    """A disk whose requests do not end: the takeover is refused, and no other guest pays for it."""
+
+    def setUp(self):
+        self.t = self.target('0x1')
+        self.load = Load(self.connect(self.disk(self.t), mem_size=8 * MIB), 16)
+        self.bad = self.error(self.t, self.malloc(self.t, 'm1'))
+        self.fe = self.connect(self.ctrlr(self.t, 'c1', self.bad), mem_size=2 * MIB)
+        self.inject(self.t, self.bad, 'write', 'pending')
+
+    def stick(self):
+        self.fe.q[0].submit(F.T_OUT, 0, [(self.fe.alloc(4096), 4096)])
+        spindle.wait_until(lambda: self.sessions(self.t, 'c1')[0]['inflight_task_cnt'] == 1, 5,
+                           'the request to be taken')
+
+    def check_kept(self):
+        self.check_load([self.load])
+        self.check_serves(self.t, 'c0')
+        self.assertEqual(self.fe.q[0].in_flight, 1)
+        self.assertIn('c1', [c['ctrlr'] for c in self.t.rpc('vhost_get_controllers')])
+
+    def test_for_long(self):
+        # Refused before any ring is stopped: one that is started calls its guest.
+        idle = self.connect(self.disk(self.t, 'c2', 'm2'), mem_size=2 * MIB)
+        self.check_io(idle)
+        self.stick()
+        drive_for([self.load], 1.2 * spindle.SLOW)
+        idle.q[0].call_pending(0)
+        s = self.successor(self.t)
+        self.wait_kept(self.t, [self.load])
+        drive([self.load], lambda: not s.running(), 10, 'the end of the successor')
         self.assertEqual(s.wait(), 1)
-        self.assertIn('requests do not end', t.log())
+        for log in (self.t.log(), s.log()):
+            self.assertIn('bdev EE_m1: a request has been in flight for', log)
         self.assertIn('the predecessor gives up', s.log())
-        self.check_load([load])
-        self.check_serves(t, 'c0')
-        self.assertEqual(q.in_flight, 1)
-        self.assertIn('c1', [c['ctrlr'] for c in t.rpc('vhost_get_controllers')])
+        self.assertEqual(idle.q[0].call_pending(0), 0)
+        self.check_io(idle)
+        self.check_kept()
+
+    def test_at_the_last_moment(self):
+        # The others are served while it is waited for.
+        peer = Peer.successor(self.t, stop_ms=2000 * spindle.SLOW)
+        self.addCleanup(peer.close)
+        peer.batch()
+        self.stick()
+        peer.send(PREPARED)
+        before = self.load.done
+        self.wait_kept(self.t, [self.load], timeout=15)
+        self.assertGreater(self.load.done - before, 500)
+        self.assertIn('bdev EE_m1: its requests do not end', self.t.log())
+        self.check_kept()
+
+    def test_until_it_ends(self):
+        # It is waited for, and the takeover succeeds.
+        slow = self.delay(self.t, self.malloc(self.t, 'm2'), 300000)
+        fe = self.connect(self.ctrlr(self.t, 'c2', slow), mem_size=2 * MIB)
+        gpa = fe.alloc(4096)
+        fe.mem_write(gpa, b's' * 4096)
+        s = self.successor(self.t)
+        while not fe.q[0].in_flight or (TAKEN not in s.log() and s.running()):
+            if not fe.q[0].in_flight:
+                fe.q[0].submit(F.T_OUT, 0, [(gpa, 4096)])
+            drive_for([self.load], 0.01)
+            fe.q[0].poll()
+        self.wait_over(self.t, s, [self.load])
+        fe.q[0].wait_all(fe.q[0].in_flight, 20 * spindle.SLOW)
+        self.check_load([self.load])
+        self.assertEqual(fe.read(0, 4096, timeout=20 * spindle.SLOW), b's' * 4096)
+
+    def test_bad_limits(self):
+        for ms in (0, 60001, -1, 'x'):
+            with self.assertRaises(spindle.RpcError):
+                self.t.rpc('framework_takeover', version=1, stop_ms=ms)
+        for ms in ('0', '60001', 'x', '-1'):
+            s = self.successor(self.t, f'--takeover={ms}')
+            self.assertEqual(s.wait(), 1)
+            self.assertIn('bad argument', s.log())
 
 
 class Killed(TakeoverCase):
