@@ -29,7 +29,6 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/syscall.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -40,6 +39,10 @@
 #define STUCK_DRAIN_MS 200
 #define WORKERS_MS 1000
 #define DRAIN_ROUNDS 4
+/* How often to look whether a predecessor has let go, and when calls wait no longer. */
+#define FOLLOW_MS 50u
+#define FOLLOW_MAX_MS 2000u
+#define FOLLOW_LATE_MS 10000u
 
 struct options {
 	const char *socket_dir;
@@ -64,7 +67,8 @@ static struct {
 	struct options *options;
 	/* Of a takeover. */
 	int rpc_fds[2], predecessor;
-	struct control_fd predecessor_end;
+	struct control_timer follow;
+	unsigned int follow_ms, followed_ms;	/* to the next look, and all before */
 	bool succeeded;		/* by another process: the files are its own now */
 	bool stopping;		/* as soon as the takeover under way has been ended */
 	unsigned int draining;	/* parts still to finish */
@@ -442,29 +446,41 @@ static void loaded(void *arg, int status)
 	notify_ready();
 }
 
-/* The predecessor has gone: take what only one process can have. */
-static void predecessor_gone(struct control_fd *cf, uint32_t events)
+/* What only one process can have, as soon as the predecessor has let go of it. */
+static void follow(struct control_timer *t)
 {
 	struct options *o = app.options;
+	bool late = app.followed_ms < FOLLOW_LATE_MS &&
+		app.followed_ms + app.follow_ms >= FOLLOW_LATE_MS;
+	int rc;
 
-	(void)events;
 	control_assert();
-	if (cf->fd >= 0) {
-		control_fd_del(cf);
-		close(cf->fd);
-	}
 	if (app.draining)
 		return;
+	rc = rpc_files_follow(&o->files, late);
+	if (rc == -EBUSY) {
+		app.followed_ms += app.follow_ms;
+		app.follow_ms = MIN(app.follow_ms * 2, FOLLOW_MAX_MS);
+		control_timer_start(t, app.follow_ms);
+		return;
+	}
+	if (rc < 0)
+		log_error("going on without keeping the state");
 	if (o->lock_cores && reactors_lock_cores() < 0)
 		log_warning("going on without the core locks");
-	if (rpc_files_follow(&o->files) < 0)
-		log_error("going on without keeping the state");
+}
+
+static void predecessor_gone(void)
+{
+	control_assert();
+	app.follow_ms = FOLLOW_MS;
+	app.follow.fn = follow;
+	follow(&app.follow);
 }
 
 static void taken_over(void *arg, int status)
 {
 	struct options *o = arg;
-	struct control_fd *cf = &app.predecessor_end;
 
 	control_assert();
 	app.succeeded = status < 0;
@@ -474,12 +490,6 @@ static void taken_over(void *arg, int status)
 	if (status == 0)
 		rpc_files_expect(&o->files);
 	loaded(arg, status);
-	if (status < 0)
-		return;
-	cf->fd = (int)syscall(SYS_pidfd_open, app.predecessor, 0);
-	cf->fn = predecessor_gone;
-	if (cf->fd < 0 || control_fd_add(cf, EPOLLIN) < 0)
-		predecessor_gone(cf, 0);
 }
 
 CONTROL_ONLY static int start(struct options *o)
@@ -488,7 +498,7 @@ CONTROL_ONLY static int start(struct options *o)
 		.poll_us = o->poll_us, .lock_cores = o->lock_cores && !o->takeover,
 	};
 	const struct takeover_config takeover = { o->rpc_path, (uint32_t)o->stop_ms, app.rpc_fds,
-						  &app.predecessor };
+						  &app.predecessor, predecessor_gone };
 	const struct rpc_config rpc = rpc_config_of(o);
 	int rc;
 

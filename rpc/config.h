@@ -60,8 +60,12 @@ int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int st
  * is still the predecessor's, has become ours, and holds what they changed.
  */
 void rpc_files_expect(const struct rpc_files *files) CONTROL_ONLY;
-/* After a takeover: keep the state file current from here on. -errno, logged. */
-int rpc_files_follow(const struct rpc_files *files) CONTROL_ONLY;
+/*
+ * After a takeover: keep the state file current from here on. -EBUSY: the predecessor
+ * has not let go of it, try again; with `late` calls are not held any longer, and that
+ * has been logged. -errno: it cannot be kept, logged.
+ */
+int rpc_files_follow(const struct rpc_files *files, bool late) CONTROL_ONLY;
 /* Before anything is taken down: the state stays as it is, pending calls rest. */
 void rpc_files_stop(void) CONTROL_ONLY;
 
@@ -72,9 +76,10 @@ int rpc_file_read(const char *path, char **text, size_t *len);
 
 /*
  * Lock the file (by <path>.lock) and read it: *text is NULL when there is none,
- * else the caller frees it. -EBUSY: another target keeps it; -errno, logged.
+ * else the caller frees it. -EBUSY: another target keeps it; -errno, logged, but for
+ * -EBUSY with `quiet`.
  */
-int rpc_state_open(const char *path, char **text, size_t *len) CONTROL_ONLY;
+int rpc_state_open(const char *path, bool quiet, char **text, size_t *len) CONTROL_ONLY;
 /* Calls are to be held from now on; rpc_state_start() or rpc_state_fail() follows. */
 void rpc_state_expect(void) CONTROL_ONLY;
 void rpc_state_fail(int status) CONTROL_ONLY;

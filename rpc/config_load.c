@@ -325,7 +325,7 @@ int rpc_files_load(const struct rpc_files *files, void (*done)(void *arg, int st
 	load.arg = arg;
 	if (files->state) {
 		vhost_on_change(rpc_state_touch);
-		rc = rpc_state_open(files->state, &text, &len);
+		rc = rpc_state_open(files->state, false, &text, &len);
 		snprintf(load.source, sizeof(load.source), "state file %s", files->state);
 	}
 	if (rc == 0 && !text && files->config) {
@@ -351,7 +351,7 @@ void rpc_files_expect(const struct rpc_files *files)
 		rpc_state_expect();
 }
 
-int rpc_files_follow(const struct rpc_files *files)
+int rpc_files_follow(const struct rpc_files *files, bool late)
 {
 	char *text;
 	size_t len;
@@ -359,8 +359,10 @@ int rpc_files_follow(const struct rpc_files *files)
 
 	if (!files->state)
 		return 0;
-	rc = rpc_state_open(files->state, &text, &len);
+	rc = rpc_state_open(files->state, !late, &text, &len);
 	free(text);
+	if (rc == -EBUSY && !late)
+		return rc;
 	if (rc < 0) {
 		rpc_state_fail(rc);
 		return rc;

@@ -263,7 +263,7 @@ void rpc_state_touch(void)
 
 /* ------- beginning and end ------- */
 
-static int lock_file(void)
+static int lock_file(bool quiet)
 {
 	char path[PATH_MAX + 8];
 	int fd;
@@ -277,8 +277,9 @@ static int lock_file(void)
 		return rc;
 	}
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		log_error("state file %s is kept by another target, which holds %s", state.path,
-			  path);
+		if (!quiet)
+			log_error("state file %s is kept by another target, which holds %s",
+				  state.path, path);
 		close(fd);
 		return -EBUSY;
 	}
@@ -309,7 +310,7 @@ static int resolve(const char *path)
 	return 0;
 }
 
-int rpc_state_open(const char *path, char **text, size_t *len)
+int rpc_state_open(const char *path, bool quiet, char **text, size_t *len)
 {
 	int rc = resolve(path);
 
@@ -318,7 +319,7 @@ int rpc_state_open(const char *path, char **text, size_t *len)
 		log_error("state file %s: %s", path, rpc_strerror(-rc));
 		return rc;
 	}
-	rc = lock_file();
+	rc = lock_file(quiet);
 	if (rc < 0)
 		return rc;
 	rc = rpc_file_read(state.path, text, len);

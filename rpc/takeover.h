@@ -11,6 +11,8 @@
  *	  <---- where they stand
  *	STARTED             ------------>  leaves
  *	starts them
+ *	hangs up            ------------>  exits
+ *	  <---- the end of the connection
  *
  * STARTED is the one step that cannot be taken back, and it is sent before the
  * successor touches a ring: a predecessor that does not get it, and has closed the
@@ -32,6 +34,8 @@ struct takeover_config {
 	/* Filled when done says 0: its rpc_server_fds(), and its process id. */
 	int *rpc_fds;
 	int *pid;
+	/* After done has said 0: it has exited, or closed the connection before it does. */
+	void (*gone)(void);
 };
 /*
  * Take over; done follows. 0: all is ours, and runs. Else nothing is, the reason

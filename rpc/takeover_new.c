@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -36,6 +37,7 @@ static struct {
 	struct control_timer timer;
 	uint64_t deadline_ns;
 	struct takeover_batch in;
+	struct control_fd end;		/* the connection, when all is ours */
 	int status;
 	char why[WHY_MAX];
 } new = { .fd = -1 };
@@ -106,6 +108,38 @@ CONTROL_ONLY static int say(uint16_t type)
 	return rc;
 }
 
+/*
+ * Not its process id: that may mean nothing here, or somebody else, where we live in
+ * another pid namespace.
+ */
+static void predecessor_gone(struct control_fd *cf, uint32_t events)
+{
+	char rest[256];
+	ssize_t n = recv(cf->fd, rest, sizeof(rest), MSG_DONTWAIT);
+
+	(void)events;
+	control_assert();
+	/* It has nothing more to say. */
+	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+		return;
+	control_fd_del(cf);
+	close(cf->fd);
+	new.config.gone();
+}
+
+CONTROL_ONLY static void hang_up(void)
+{
+	/* Now it may exit: its end of the connection stays open until then. */
+	shutdown(new.fd, SHUT_WR);
+	new.end.fd = new.fd;
+	new.end.fn = predecessor_gone;
+	new.fd = -1;
+	if (control_fd_add(&new.end, EPOLLIN) == 0)
+		return;
+	close(new.end.fd);
+	new.config.gone();
+}
+
 static void frozen(struct job *job)
 {
 	int rc = new.status;
@@ -132,9 +166,7 @@ static void frozen(struct job *job)
 	takeover_batch_free(&new.in);
 	log_notice("takeover: all is ours");
 	new.done(new.arg, 0);
-	/* Now the predecessor may exit. */
-	close(new.fd);
-	new.fd = -1;
+	hang_up();
 }
 
 static void freeze_run(struct job *job)

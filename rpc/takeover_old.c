@@ -77,7 +77,8 @@ CONTROL_ONLY static void end(void)
 	control_timer_stop(&old.timer);
 	takeover_batch_free(&old.out);
 	takeover_batch_free(&old.in);
-	close(old.fd);
+	if (old.fd >= 0)
+		close(old.fd);
 	old.fd = -1;
 	old.active = false;
 }
@@ -179,6 +180,8 @@ static void farewell(struct job *job)
 {
 	(void)job;
 	control_assert();
+	/* Left open: its end tells the successor that we have exited. */
+	old.fd = -1;
 	end();
 	old.leave();
 }

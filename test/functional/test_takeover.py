@@ -3,6 +3,7 @@
 """Upgrade in place: takeovers that succeed, under load that a pause is all that is seen of.
 
 TAKEOVERS=n takeovers in a row (5)."""
+import fcntl
 import os
 import socket
 import threading
@@ -484,6 +485,41 @@ class Files(TakeoverCase):
             t.args = ['--state', t.path('state.json')]
             t.start()
             self.assertEqual(len(t.rpc('bdev_get_bdevs')), i + 1)
+
+    def started_with_state(self):
+        t = self.target(start=False)
+        t.args = ['--state', t.path('state.json')]
+        t.start()
+        return t
+
+    def test_successor_in_another_pid_namespace(self):
+        # The predecessor's process id means nothing there.
+        spindle.need_root()
+        unshare = spindle.need_tool('unshare')
+        t = self.started_with_state()
+        s = self.successor(t, *t.args, prefix=[unshare, '--pid', '--fork', '--kill-child'])
+        self.wait_over(t, s)
+        s.rpc('bdev_null_create', name='n1', num_blocks=2048, block_size=512)
+        self.assertIn('"n1"', self.read(t.path('state.json')))
+        s.kill()
+
+    def test_state_file_that_is_not_let_go_of(self):
+        # Calls that change something wait for it, the others do not.
+        t = self.started_with_state()
+        with open(t.path('state.json.lock'), 'rb') as lock:
+            holder = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
+            holder.start()
+            s = self.successor(t, *t.args)
+            self.wait_over(t, s)
+            holder.join()
+            with spindle.RpcSocket(s.sock) as c:
+                c.send({'jsonrpc': '2.0', 'id': 1, 'method': 'bdev_null_create',
+                        'params': {'name': 'n1', 'num_blocks': 2048, 'block_size': 512}})
+                self.assertTrue(c.silent(0.5))
+                self.assertEqual([b['name'] for b in s.rpc('bdev_get_bdevs')], ['n1'])
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                self.assertEqual(c.recv(20 * spindle.SLOW)['result'], 'n1')
+        self.assertIn('"n1"', self.read(t.path('state.json')))
 
     def test_service_manager_is_told(self):
         t = self.target()

@@ -247,8 +247,10 @@ class Target:
     live = []
     findings = []       # sanitizer reports of targets that are already gone
 
-    def __init__(self, mask='0x1', *args, locks=False, directory=None, env=None, sock=None):
+    def __init__(self, mask='0x1', *args, locks=False, directory=None, env=None, sock=None,
+                 prefix=()):
         self.mask = mask
+        self.prefix = list(prefix)
         self.args = [str(a) for a in args]
         self.locks = locks
         self.own_dir = directory is None
@@ -300,7 +302,7 @@ class Target:
             env.setdefault(key, value)
         env.update(self.env)
         with open(self.log_path, 'wb') as log:
-            self.proc = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log,
+            self.proc = subprocess.Popen(self.prefix + self.command(), stdin=subprocess.DEVNULL, stdout=log,
                                          stderr=log, env=env, preexec_fn=_die_with_parent)
         return self
 

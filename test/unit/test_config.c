@@ -186,8 +186,8 @@ static void test_state_file(void **state)
 	size_t len;
 
 	(void)state;
-	assert_int_equal(rpc_state_open(harness_path("nowhere/state.json"), &got, &len), -ENOENT);
-	assert_int_equal(rpc_state_open(harness_path("state.json"), &got, &len), 0);
+	assert_int_equal(rpc_state_open(harness_path("nowhere/state.json"), false, &got, &len), -ENOENT);
+	assert_int_equal(rpc_state_open(harness_path("state.json"), false, &got, &len), 0);
 	assert_null(got);
 	rpc_state_start();
 	harness_wait_until(file_has_it, (void *)(uintptr_t)"subsystems");
@@ -213,7 +213,7 @@ static void test_state_file(void **state)
 	rpc_state_touch();
 	harness_sleep(50);
 	assert_true(file_has_it(name));
-	assert_int_equal(rpc_state_open(harness_path("state.json"), &got, &len), 0);
+	assert_int_equal(rpc_state_open(harness_path("state.json"), false, &got, &len), 0);
 	assert_non_null(got);
 	free(got);
 	rpc_state_stop();
