@@ -247,6 +247,22 @@ static bool packed_collect(struct inflight *fl, uint16_t i, uint16_t ring, bool 
 	return true;
 }
 
+/* Whether the driver has begun anew: the ring of another life has its marks. */
+static bool packed_is_new(const struct vring *vr)
+{
+	const struct vring_desc_packed *last = &vr->packed[vr->mask];
+
+	if (vr->last_avail || !vr->avail_wrap || vr->used_idx || !vr->used_wrap)
+		return false;
+	/*
+	 * A front end says this base as well when its back end has died and it does not
+	 * know better. But the first used entry of all is at the first place, and who has
+	 * been round once has written the last.
+	 */
+	return !(packed_flags(&vr->packed[0]) & PACKED_USED) &&
+		!(LOAD(last->addr) | LOAD(last->len) | LOAD(last->id) | LOAD(last->flags));
+}
+
 static int packed_recover(struct inflight *fl, struct vring *vr, bool *taken)
 {
 	struct inflight_packed *r = fl->packed;
@@ -263,6 +279,11 @@ static int packed_recover(struct inflight *fl, struct vring *vr, bool *taken)
 	}
 	if (total > vr->num)
 		return -EINVAL;
+	/* A driver that was reset, in a region that has nothing left to do. */
+	if (total == 0 && packed_is_new(vr)) {
+		store_used(r, 0, true, 0, true);
+		return 0;
+	}
 	/* No front end knows where a packed ring stands when its back end is gone: we do. */
 	vr->used_idx = LOAD(r->used_idx) & vr->mask;
 	vr->used_wrap = LOAD(r->used_wrap) & 1;
