@@ -363,18 +363,28 @@ void bdev_close(struct bdev_desc *desc)
 	destroy_if_unused(bdev);
 }
 
-void bdev_resized(struct bdev *bdev, uint64_t size)
+CONTROL_ONLY static void tell(struct bdev *bdev, enum bdev_event event)
 {
 	struct bdev_desc *desc, *tmp;
 
+	list_for_each_safe(desc, tmp, &bdev->descs, node)
+		desc->event(desc, event);
+}
+
+void bdev_ready(struct bdev *bdev)
+{
+	tell(bdev, BDEV_EVENT_READY);
+}
+
+void bdev_resized(struct bdev *bdev, uint64_t size)
+{
 	if (size == bdev_size(bdev))
 		return;
 	log_notice("%s: size changes from %llu to %llu bytes", bdev->name,
 		   (unsigned long long)bdev_size(bdev), (unsigned long long)size);
 	atomic_store_explicit(&bdev->size, size, memory_order_relaxed);
 	bdev_note(bdev, BDEV_NOTE_RESIZE);
-	list_for_each_safe(desc, tmp, &bdev->descs, node)
-		desc->event(desc, BDEV_EVENT_RESIZE);
+	tell(bdev, BDEV_EVENT_RESIZE);
 }
 
 /* ------- channels ------- */
@@ -554,8 +564,6 @@ static void answer_late(struct control_timer *t)
 
 CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 {
-	struct bdev_desc *desc, *tmp;
-
 	bdev_note(bdev, BDEV_NOTE_UNREGISTER);
 	bdev->removing = true;
 	bdev->deleting = res;
@@ -575,8 +583,7 @@ CONTROL_ONLY static void bdev_remove(struct bdev *bdev, struct bdev_result *res)
 		ch->cancel_msg.fn = channel_cancel;
 		reactor_post(ch->reactor, &ch->cancel_msg);
 	}
-	list_for_each_safe(desc, tmp, &bdev->descs, node)
-		desc->event(desc, BDEV_EVENT_REMOVE);
+	tell(bdev, BDEV_EVENT_REMOVE);
 	bdev->channel_count--;
 	destroy_if_unused(bdev);
 }

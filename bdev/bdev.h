@@ -145,6 +145,7 @@ const char *bdev_product_name(const struct bdev *bdev);
 enum bdev_event {
 	BDEV_EVENT_RESIZE,	/* size changed; already visible */
 	BDEV_EVENT_REMOVE,	/* end your I/O, put your channels, close */
+	BDEV_EVENT_READY,	/* try again what bdev_channel_get() said EAGAIN to */
 };
 
 /* Embedded in the user; `event` is called on the control thread. */
@@ -162,7 +163,8 @@ void bdev_close(struct bdev_desc *desc) CONTROL_ONLY;
 /*
  * The channel of this bdev on r, counted. A message posted to r after this
  * call finds it open. NULL with errno: ENOMEM; EBUSY: another process uses the
- * storage just now. The bdev must stay open.
+ * storage just now; EAGAIN: not yet, BDEV_EVENT_READY or another errno follows at a
+ * later try. The bdev must stay open.
  */
 struct bdev_channel *bdev_channel_get(struct bdev_desc *desc, struct reactor *r) CONTROL_ONLY;
 /* No request of the caller may be in flight. NULL is allowed. */
@@ -239,6 +241,12 @@ int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;
  * that failed; the handover must not go on then. May take as long as the storage.
  */
 void bdev_handover_flush(struct bdev_result *res) CONTROL_ONLY;
+
+/*
+ * A bdev with a call of its own under way that the successor must not meet, since it
+ * is about what both have: wait for its end before the successor may start. NULL: none.
+ */
+const struct bdev *bdev_handover_busy(void) CONTROL_ONLY;
 
 /*
  * The successor, before it makes its bdevs: fds for the bdev of this name, taken

@@ -22,7 +22,8 @@ struct bdev_ops {
 	/*
 	 * On control, before channel_open is posted: what channel_open may not do
 	 * (a channel of another bdev). ch->bdev and ch->reactor are set. -errno:
-	 * there is no channel. NULL: nothing.
+	 * there is no channel; -EAGAIN: what it takes is under way, and ends in
+	 * bdev_ready() if it succeeds. NULL: nothing.
 	 */
 	int (*channel_prepare)(struct bdev_channel *ch);
 	/* On control, after channel_close has run on the reactor. NULL: nothing. */
@@ -42,6 +43,8 @@ struct bdev_ops {
 	void (*cancel)(struct bdev_channel *ch);
 	/* On control: as bdev_handover(). NULL: 0. */
 	int (*handover)(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]);
+	/* On control: as bdev_handover_busy(). NULL: never. */
+	bool (*handover_busy)(struct bdev *bdev);
 	/* On control: a handover is over, and the rings have started. NULL: nothing. */
 	void (*handover_end)(struct bdev *bdev);
 	/* On control: no channel is left. Ends in bdev_destroyed(), perhaps later. */
@@ -99,6 +102,8 @@ unsigned int bdev_adopt_take(const char *name, int fds[BDEV_HANDOVER_FDS]) CONTR
  * that were handed over: close them, but undo nothing that goes beyond the fd.
  */
 bool bdev_is_shared(void);
+/* Tell the users that channel_prepare will not say -EAGAIN now. */
+void bdev_ready(struct bdev *bdev) CONTROL_ONLY;
 /* Publish a new size, tell the users and note it. */
 void bdev_resized(struct bdev *bdev, uint64_t size) CONTROL_ONLY;
 /*

@@ -390,6 +390,10 @@ static void fault_base_event(struct bdev_desc *desc, enum bdev_event event)
 		bdev_resized(&fb->bdev, bdev_size(desc->bdev));
 		return;
 	}
+	if (event == BDEV_EVENT_READY) {
+		bdev_ready(&fb->bdev);
+		return;
+	}
 	/* -ENODEV when we are on our way out already. */
 	fb->removal = NULL;
 	if (removal)

@@ -151,13 +151,13 @@ static void destroy_closed(struct job *job)
 	file_free(fb);
 }
 
-static void file_destroy(struct bdev *bdev)
+void file_destroy(struct bdev *bdev)
 {
 	struct file_bdev *fb = file_of(bdev);
 
 	control_assert();
 	fb->dying = true;
-	if (fb->rescans)
+	if (fb->rescans || fb->lock_busy)
 		return;
 	fb->job.run = close_run;
 	fb->job.done = destroy_closed;
@@ -258,6 +258,7 @@ const struct bdev_ops bdev_aio_ops = {
 	.channel_close = file_channel_close,
 	.submit = file_submit,
 	.handover = file_handover,
+	.handover_busy = file_handover_busy,
 	.handover_end = file_handover_end,
 	.destroy = file_destroy,
 };
@@ -272,6 +273,7 @@ const struct bdev_ops bdev_uring_ops = {
 	.channel_close = file_channel_close,
 	.submit = file_submit,
 	.handover = file_handover,
+	.handover_busy = file_handover_busy,
 	.handover_end = file_handover_end,
 	.destroy = file_destroy,
 };

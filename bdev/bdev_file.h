@@ -34,9 +34,13 @@ struct file_bdev {
 	struct bdev_result *res;	/* whom creation answers */
 	int status;
 	char reason[BDEV_REASON_MAX];
-	unsigned int users;		/* channels; with lock_in_use */
 	bool quick;			/* do not look for who holds a lock */
 	long lock_holder;	/* of a refused lock: process id, 0: nobody is seen to hold it */
+	/* With lock_in_use: see bdev_file_lock.c. */
+	unsigned int users;		/* channels */
+	struct job lock_job;		/* takes the locks or drops them; one at a time */
+	bool lock_busy, locked;
+	int lock_status;		/* of the last time they were taken */
 	unsigned int rescans;		/* under way; destruction waits for them */
 	bool dying;
 };
@@ -64,11 +68,14 @@ int file_fail(struct file_bdev *fb, int status, const char *fmt, ...) PRINTF_LIK
 /* Take and test the image locks on fb->fd. 0, -EBUSY or -errno, with fb->reason. Blocks. */
 int file_lock(struct file_bdev *fb);
 void file_unlock(int fd);
-/* With lock_in_use: the locks while there is a channel. Control. -EBUSY, -errno. */
+/* With lock_in_use: the locks while there is a channel. Control. -EAGAIN, -EBUSY, -errno. */
 int file_channel_prepare(struct bdev_channel *ch);
 void file_channel_unprepare(struct bdev_channel *ch);
+bool file_handover_busy(struct bdev *bdev);
 /* Locks that were kept for another process, and that nobody uses now. */
 void file_handover_end(struct bdev *bdev);
+/* The bdev is to go, and waited for the locks. */
+void file_destroy(struct bdev *bdev);
 
 /* The I/O path's entries of struct bdev_ops, and the room its channel takes. */
 #define FILE_CHANNEL_SIZE 256

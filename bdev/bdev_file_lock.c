@@ -246,22 +246,94 @@ void file_unlock(int fd)
 	lock_op(fd, F_OFD_SETLK, F_UNLCK, UNSHARED_BASE, PERMS, NULL);
 }
 
+/* ------- lock_in_use ------- */
+
+/*
+ * Where the file lies on another machine, a call about its locks may wait for that
+ * one. So a worker makes it, while rings that want to start are told to try again;
+ * none gets a channel before the locks are ours, and they are dropped after the last
+ * channel has gone. What nobody has come for when it is taken, is dropped again.
+ */
+static void take_run(struct job *job)
+{
+	struct file_bdev *fb = container_of(job, struct file_bdev, lock_job);
+
+	fb->lock_status = lock_once(fb);
+}
+
+static void drop_run(struct job *job)
+{
+	file_unlock(container_of(job, struct file_bdev, lock_job)->fd);
+}
+
+static bool lock_ended(struct file_bdev *fb)
+{
+	fb->lock_busy = false;
+	if (fb->dying)
+		file_destroy(&fb->bdev);
+	return !fb->dying;
+}
+
+static void drop_done(struct job *job)
+{
+	control_assert();
+	lock_ended(container_of(job, struct file_bdev, lock_job));
+}
+
+CONTROL_ONLY static void lock_submit(struct file_bdev *fb, void (*run)(struct job *job),
+				     void (*done)(struct job *job))
+{
+	fb->lock_busy = true;
+	fb->lock_job.run = run;
+	fb->lock_job.done = done;
+	worker_submit(&fb->lock_job);
+}
+
+CONTROL_ONLY static void lock_drop(struct file_bdev *fb)
+{
+	/* Another process goes on with them. */
+	if (bdev_is_shared())
+		return;
+	fb->locked = false;
+	lock_submit(fb, drop_run, drop_done);
+}
+
+static void take_done(struct job *job)
+{
+	struct file_bdev *fb = container_of(job, struct file_bdev, lock_job);
+
+	control_assert();
+	fb->locked = fb->lock_status == 0;
+	if (!lock_ended(fb) || !fb->locked)
+		return;
+	bdev_ready(&fb->bdev);
+	if (fb->users == 0)
+		lock_drop(fb);
+}
+
 int file_channel_prepare(struct bdev_channel *ch)
 {
 	struct file_bdev *fb = file_of(ch->bdev);
 	int rc;
 
-	if (!fb->opts.lock_in_use || fb->opts.no_lock || fb->users++ > 0)
+	if (!fb->opts.lock_in_use || fb->opts.no_lock)
 		return 0;
-	/* A few calls that do not wait; looking through /proc for a holder would. */
+	if (fb->locked) {
+		if (fb->users++ == 0)
+			log_info("%s: in use, locked", fb->bdev.name);
+		return 0;
+	}
+	if (fb->lock_busy)
+		return -EAGAIN;
+	rc = fb->lock_status;
+	if (rc < 0 && rc != -EBUSY) {
+		fb->lock_status = 0;
+		return rc;
+	}
+	/* Looking through /proc for a holder takes too long to be done again and again. */
 	fb->quick = true;
-	rc = lock_once(fb);
-	fb->quick = false;
-	if (rc < 0)
-		fb->users--;
-	else
-		log_info("%s: in use, locked", fb->bdev.name);
-	return rc;
+	lock_submit(fb, take_run, take_done);
+	return rc < 0 ? rc : -EAGAIN;
 }
 
 void file_channel_unprepare(struct bdev_channel *ch)
@@ -270,15 +342,22 @@ void file_channel_unprepare(struct bdev_channel *ch)
 
 	if (!fb->opts.lock_in_use || fb->opts.no_lock || --fb->users > 0)
 		return;
-	if (!bdev_is_shared())
-		file_unlock(fb->fd);
+	lock_drop(fb);
 	log_info("%s: not in use, not locked", fb->bdev.name);
+}
+
+/* One that fails to take the locks drops what it had, which is the successor's as well. */
+bool file_handover_busy(struct bdev *bdev)
+{
+	return file_of(bdev)->lock_busy;
 }
 
 void file_handover_end(struct bdev *bdev)
 {
 	struct file_bdev *fb = file_of(bdev);
 
-	if (fb->opts.lock_in_use && !fb->opts.no_lock && fb->users == 0)
-		file_unlock(fb->fd);
+	if (!fb->opts.lock_in_use || fb->opts.no_lock || fb->users > 0 || fb->lock_busy)
+		return;
+	/* Those of the other process, too: the open file is one. */
+	lock_drop(fb);
 }

@@ -59,6 +59,17 @@ int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 	return rc;
 }
 
+const struct bdev *bdev_handover_busy(void)
+{
+	struct bdev *bdev = NULL;
+
+	while ((bdev = bdev_next(bdev))) {
+		if (bdev->ops->handover_busy && bdev->ops->handover_busy(bdev))
+			return bdev;
+	}
+	return NULL;
+}
+
 /* ------- caches ------- */
 
 struct flush_all {

@@ -258,6 +258,18 @@ CONTROL_ONLY static void set_deadline(uint64_t ms)
 	old.deadline_ns = clock_ns() + ms * 1000000;
 }
 
+CONTROL_ONLY static bool at_rest(const char **whose)
+{
+	const struct bdev *busy;
+
+	if (!vhost_at_rest(whose))
+		return false;
+	busy = bdev_handover_busy();
+	if (busy)
+		*whose = busy->name;
+	return !busy;
+}
+
 static void rest(struct control_timer *t)
 {
 	uint64_t now = clock_ns();
@@ -265,7 +277,7 @@ static void rest(struct control_timer *t)
 	char why[320];
 
 	control_assert();
-	if (vhost_at_rest(&whose)) {
+	if (at_rest(&whose)) {
 		if (old.all_stop) {
 			set_deadline(old.stop_ms);
 			flush(send_positions);

@@ -206,9 +206,10 @@ static void bdev_event(struct bdev_desc *desc, enum bdev_event event)
 		c->bdev_gone = true;
 	}
 	list_for_each_safe(s, tmp, &c->sessions, node) {
-		if (event == BDEV_EVENT_REMOVE && !s->closing)
+		if (event != BDEV_EVENT_RESIZE && !s->closing)
 			session_reconcile(s);
-		session_config_changed(s);
+		if (event != BDEV_EVENT_READY)
+			session_config_changed(s);
 	}
 	if (event == BDEV_EVENT_REMOVE)
 		controller_vq_gone(c);

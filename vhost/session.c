@@ -199,14 +199,15 @@ static void retry(struct control_timer *t)
 }
 
 /* The source of a migration lets go of the image when its rings have stopped. */
-CONTROL_ONLY static void vvq_wait(struct vhost_vq *vvq)
+CONTROL_ONLY static void vvq_wait(struct vhost_vq *vvq, int why)
 {
 	struct vhost_session *s = vvq->session;
 
-	if (!vvq->waits)
+	if (why == -EBUSY && !vvq->refused)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until no other "
 			    "process uses %s", s->name, vvq->index, s->controller->desc.bdev->name);
 	vvq->waits = true;
+	vvq->refused |= why == -EBUSY;
 	s->retry.fn = retry;
 	control_timer_start(&s->retry, RETRY_MS);
 }
@@ -243,11 +244,11 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	rc = vvq_inflight(vvq, &params);
 	if (rc == 0)
 		rc = vq_create(&params, &vvq->vq);
-	if (rc == -EBUSY) {
-		vvq_wait(vvq);
+	if (rc == -EBUSY || rc == -EAGAIN) {
+		vvq_wait(vvq, rc);
 		return;
 	}
-	vvq->waits = false;
+	vvq->waits = vvq->refused = false;
 	if (rc < 0) {
 		vvq->failed = true;
 		log_limited(LOG_ERROR, &s->controller->limit, "%s: virtqueue %u cannot run: %s", s->name,

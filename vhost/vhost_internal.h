@@ -146,7 +146,8 @@ struct vq_params {
 
 /*
  * Make it; nothing runs yet. -EFAULT, -EINVAL (ring), -EBADMSG (in-flight region),
- * -EBUSY (another process uses the bdev's storage: try again), -ENOMEM, -errno.
+ * -EBUSY (another process uses the bdev's storage: try again), -EAGAIN (the bdev will
+ * say when), -ENOMEM, -errno.
  */
 int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
 /* It has stopped, or never ran. NULL is allowed. */
@@ -214,7 +215,8 @@ struct vhost_vq {
 	bool broken;			/* by its driver, until that resets it */
 	bool failed;			/* could not be made; logged; until something changes */
 	bool held;			/* waits for a session that shares its memory; logged */
-	bool waits;			/* for another process to let go of the storage; logged */
+	bool waits;			/* for the storage */
+	bool refused;			/* since another process uses it; logged */
 };
 
 struct vhost_session {

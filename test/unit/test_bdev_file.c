@@ -434,6 +434,103 @@ static void test_lock_is_freed(void **state)
 	}
 }
 
+/* A user that takes its channel as soon as it can be had, as a ring does. */
+struct late_user {
+	struct bdev_desc desc;
+	struct bdev_channel *ch;
+	int error;	/* of the last try without a channel */
+	bool keen;	/* tries when it is told to */
+};
+
+static void late_try(struct late_user *user)
+{
+	user->ch = bdev_channel_get(&user->desc, reactor_by_index(0));
+	user->error = user->ch ? 0 : errno;
+}
+
+static void late_event(struct bdev_desc *desc, enum bdev_event event)
+{
+	struct late_user *user = container_of(desc, struct late_user, desc);
+
+	if (event == BDEV_EVENT_READY && user->keen && !user->ch)
+		late_try(user);
+}
+
+static void late_open(struct late_user *user, const char *name, bool keen)
+{
+	*user = (struct late_user){ .desc.event = late_event, .keen = keen };
+	assert_int_equal(bdev_open(name, false, &user->desc), 0);
+	late_try(user);
+	/* A worker is asked: control does not wait. */
+	assert_int_equal(user->error, EAGAIN);
+	assert_true(file_of(user->desc.bdev)->lock_busy);
+}
+
+static bool late_has(void *arg)
+{
+	return ((struct late_user *)arg)->ch;
+}
+
+static bool late_gets(void *arg)
+{
+	struct late_user *user = arg;
+
+	if (!user->ch)
+		late_try(user);
+	return user->ch;
+}
+
+static bool late_refused(void *arg)
+{
+	assert_false(late_gets(arg));
+	return ((struct late_user *)arg)->error == EBUSY;
+}
+
+static bool late_unlocked(void *arg)
+{
+	const struct file_bdev *fb = file_of(((struct late_user *)arg)->desc.bdev);
+
+	return !fb->locked && !fb->lock_busy;
+}
+
+static void test_lock_in_use(void **state)
+{
+	struct bdev_file_opts one = { .name = "one", .lock_in_use = true };
+	struct bdev_file_opts two = { .name = "two", .lock_in_use = true };
+	struct late_user a, b;
+	struct harness_result hr;
+	char path[64];
+
+	(void)state;
+	strcpy(path, harness_file("img", MIB));
+	one.filename = two.filename = path;
+	assert_int_equal(create_opts(&one, &hr), 0);
+	assert_int_equal(create_opts(&two, &hr), 0);
+	late_open(&a, "one", true);
+	harness_wait_until(late_has, &a);
+	late_open(&b, "two", true);
+	harness_wait_until(late_refused, &b);
+	/* It comes when the other has put its last channel. */
+	bdev_channel_put(a.ch);
+	harness_wait_until(late_gets, &b);
+	bdev_channel_put(b.ch);
+	/* One that has no use for it any more does not keep it. */
+	b.ch = NULL;
+	b.keen = false;
+	harness_wait_until(late_unlocked, &b);
+	late_try(&b);
+	a.ch = NULL;
+	harness_wait_until(late_gets, &a);
+	bdev_channel_put(a.ch);
+	bdev_close(&a.desc);
+	bdev_close(&b.desc);
+	/* Deleted while it is taken. */
+	late_open(&b, "two", false);
+	bdev_close(&b.desc);
+	assert_int_equal(harness_delete("two"), 0);
+	assert_int_equal(harness_delete("one"), 0);
+}
+
 /* ------- size changes ------- */
 
 static int rescan(const char *name, struct harness_result *hr)
@@ -545,6 +642,7 @@ int main(void)
 		cmocka_unit_test(test_readonly),
 		cmocka_unit_test(test_locks),
 		cmocka_unit_test(test_lock_is_freed),
+		cmocka_unit_test(test_lock_in_use),
 		cmocka_unit_test(test_rescan),
 		cmocka_unit_test(test_delete_during_rescan),
 		cmocka_unit_test(test_out_of_memory),
