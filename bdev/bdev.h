@@ -229,7 +229,7 @@ void bdev_reset_stats(struct bdev *bdev, enum bdev_reset what,
  * configuration alone; -EOPNOTSUPP when it cannot be handed over, which has been
  * logged, or -errno. Can be called again.
  *
- * From the first fd on until bdev_handover_end(), closing a bdev leaves image
+ * From the first call on until bdev_handover_end(), closing a bdev leaves image
  * locks alone, since the successor goes on with the same ones.
  */
 int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]) CONTROL_ONLY;

@@ -54,7 +54,7 @@ int bdev_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 {
 	int rc = bdev->ops->handover ? bdev->ops->handover(bdev, fds) : 0;
 
-	if (rc > 0)
+	if (rc >= 0)
 		atomic_store(&shared, true);
 	return rc;
 }
@@ -160,9 +160,12 @@ CONTROL_ONLY static int flush_bdev(struct flush_all *all, struct bdev *bdev)
 	list_add_tail(&bdev->descs, &f->desc.node);
 	f->io.ch = bdev_channel_get(&f->desc, reactor_by_index(0));
 	if (!f->io.ch) {
+		int rc = -errno;
+
 		list_del(&f->desc.node);
 		free(f);
-		return -ENOMEM;
+		/* Nobody uses it, and what it does is to empty its cache: see bdev_handover_busy(). */
+		return rc == -EAGAIN ? 0 : rc;
 	}
 	f->io.type = BDEV_FLUSH;
 	f->io.done = flush_done;

@@ -213,6 +213,74 @@ static int rbd_channel_open(struct bdev_channel *ch)
 	return 0;
 }
 
+/* ------- what is cached for reading ------- */
+
+static void close_if_idle(struct rbd_bdev *rb) CONTROL_ONLY;
+
+static void forget_run(struct job *job)
+{
+	rbd_image_forget(container_of(job, struct rbd_bdev, forget_job));
+}
+
+static void forget_done(struct job *job)
+{
+	struct rbd_bdev *rb = container_of(job, struct rbd_bdev, forget_job);
+
+	control_assert();
+	rb->forgetting = false;
+	if (rb->closing)
+		close_if_idle(rb);
+	else
+		bdev_ready(&rb->bdev);
+}
+
+CONTROL_ONLY static void forget_cache(struct rbd_bdev *rb)
+{
+	if (!rb->cached || rb->closing || rb->forgetting || rb->bdev.removing || rb->opts.snapshot)
+		return;
+	rb->forgetting = true;
+	rb->forget_job.run = forget_run;
+	rb->forget_job.done = forget_done;
+	worker_submit(&rb->forget_job);
+}
+
+static int rbd_channel_prepare(struct bdev_channel *ch)
+{
+	struct rbd_bdev *rb = rbd_of(ch->bdev);
+
+	if (rb->forgetting)
+		return -EAGAIN;
+	rb->users++;
+	return 0;
+}
+
+/*
+ * The guest may go on at another target, and come back when it has written there.
+ * Without the exclusive lock nobody tells librbd of that. During a takeover the rings
+ * stop only to go on with what there is, here or in the successor.
+ */
+static void rbd_channel_unprepare(struct bdev_channel *ch)
+{
+	struct rbd_bdev *rb = rbd_of(ch->bdev);
+
+	if (--rb->users == 0 && !bdev_is_shared())
+		forget_cache(rb);
+}
+
+static bool rbd_handover_busy(struct bdev *bdev)
+{
+	return rbd_of(bdev)->forgetting;
+}
+
+/* Front ends may have left meanwhile. */
+static void rbd_handover_end(struct bdev *bdev)
+{
+	struct rbd_bdev *rb = rbd_of(bdev);
+
+	if (rb->users == 0)
+		forget_cache(rb);
+}
+
 /* ------- size ------- */
 
 CONTROL_ONLY static void size_look(struct rbd_bdev *rb);
@@ -221,8 +289,6 @@ static void size_run(struct job *job)
 {
 	rbd_image_size(container_of(job, struct rbd_bdev, size_job));
 }
-
-CONTROL_ONLY static void close_submit(struct rbd_bdev *rb);
 
 static void size_done(struct job *job)
 {
@@ -248,7 +314,7 @@ static void size_done(struct job *job)
 	if (rb->closing && rb->next_res)
 		bdev_result_done(rb->next_res, -ECANCELED, NULL, "%s is being deleted", rb->bdev.name);
 	if (rb->closing)
-		close_submit(rb);
+		close_if_idle(rb);
 	else if (rb->size_again)
 		size_look(rb);
 }
@@ -607,8 +673,10 @@ static void destroy_closed(struct job *job)
 	rbd_free(rb);
 }
 
-static void close_submit(struct rbd_bdev *rb)
+static void close_if_idle(struct rbd_bdev *rb)
 {
+	if (rb->size_running || rb->forgetting)
+		return;
 	rb->job.run = close_run;
 	rb->job.done = destroy_closed;
 	worker_submit(&rb->job);
@@ -621,8 +689,7 @@ static void rbd_destroy(struct bdev *bdev)
 	control_assert();
 	list_del(&rb->all);
 	rb->closing = true;
-	if (!rb->size_running)
-		close_submit(rb);
+	close_if_idle(rb);
 }
 
 static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
@@ -640,8 +707,12 @@ const struct bdev_ops bdev_rbd_ops = {
 	.product_name = "Ceph Rbd Disk",
 	.channel_size = sizeof(struct rbd_channel),
 	.own_cache = true,
+	.channel_prepare = rbd_channel_prepare,
+	.channel_unprepare = rbd_channel_unprepare,
 	.channel_open = rbd_channel_open,
 	.submit = rbd_submit,
 	.handover = rbd_handover,
+	.handover_busy = rbd_handover_busy,
+	.handover_end = rbd_handover_end,
 	.destroy = rbd_destroy,
 };

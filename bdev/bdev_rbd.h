@@ -88,6 +88,11 @@ struct rbd_bdev {
 	uint64_t resize_to, next_to;
 	bool live;			/* registered: notifications count */
 	bool closing;
+	/* What librbd caches for reading; see rbd_channel_unprepare(). */
+	bool cached;
+	unsigned int users;		/* channels */
+	struct job forget_job;
+	bool forgetting;
 	/* Health. */
 	struct list all;		/* every open rbd bdev */
 	bool stalled;
@@ -103,6 +108,8 @@ static inline struct rbd_bdev *rbd_of(struct bdev *bdev)
 /* On a worker; on failure rb->status and rb->reason. */
 void rbd_image_open(struct rbd_bdev *rb);
 void rbd_image_close(struct rbd_bdev *rb);
+/* What is cached is written back, and forgotten. */
+void rbd_image_forget(struct rbd_bdev *rb);
 /* rb->resize_to (0: only look); the size it has then in rb->new_size. */
 void rbd_image_size(struct rbd_bdev *rb);
 int rbd_fail(struct rbd_bdev *rb, int status, const char *fmt, ...) PRINTF_LIKE(3, 4);

@@ -319,13 +319,12 @@ static uint64_t conf_number(struct rbd_bdev *rb, const char *key, uint64_t other
 	return strtoull(value, NULL, 10);
 }
 
-static bool has_write_cache(struct rbd_bdev *rb)
+static bool has_cache(struct rbd_bdev *rb)
 {
 	char value[16];
 
-	if (rados_conf_get(rb->conn->rados, "rbd_cache", value, sizeof(value)) < 0)
-		return true;
-	return !strcmp(value, "true") && conf_number(rb, "rbd_cache_max_dirty", 1) > 0;
+	return rados_conf_get(rb->conn->rados, "rbd_cache", value, sizeof(value)) < 0 ||
+	       !strcmp(value, "true");
 }
 
 static int read_geometry(struct rbd_bdev *rb)
@@ -351,7 +350,9 @@ static int read_geometry(struct rbd_bdev *rb)
 	granularity = MIN(granularity, info.obj_size);
 	bdev->discard_granularity = (uint32_t)granularity;
 	bdev->readonly = rb->opts.readonly || rb->opts.snapshot;
-	bdev->write_cache = !bdev->readonly && has_write_cache(rb);
+	rb->cached = has_cache(rb);
+	bdev->write_cache = !bdev->readonly && rb->cached &&
+		conf_number(rb, "rbd_cache_max_dirty", 1) > 0;
 	return 0;
 }
 
@@ -422,6 +423,15 @@ void rbd_image_close(struct rbd_bdev *rb)
 	if (rb->ioctx)
 		rados_ioctx_destroy(rb->ioctx);
 	rb->ioctx = NULL;
+}
+
+void rbd_image_forget(struct rbd_bdev *rb)
+{
+	int rc = rbd_invalidate_cache(rb->image);
+
+	if (rc < 0)
+		log_warning("image %s: cannot empty its cache: %s: if another client writes to it now, "
+			    "old data may be read here", rb->opts.image, strerror(-rc));
 }
 
 /* librbd calls it when it trims, whether there is one or not. */

@@ -369,6 +369,24 @@ class Migrated(ContinuityCase):
             fe.open(paths[0])
             fe.start()
 
+    def test_clean_caches_without_the_lock(self):
+        """What was read before the guest went away is not read again when it is back: it has
+        written meanwhile, and nobody but the lock, which is not there, tells librbd so."""
+        image = self.image('clean', SIZE, '--image-feature', 'layering')
+        _, paths = self.two(image, cache='writeback', config={
+            'rbd_cache_policy': 'writeback', 'rbd_cache_writethrough_until_flush': 'false',
+            'rbd_cache_max_dirty_age': '30'})
+        fe = self.connect(paths[0], mem_size=8 * MIB, timeout=LONG)
+        for i in range(6):
+            data = pattern(65536, i + 1)
+            fe.write(0, data, timeout=LONG)
+            self.assertEqual(fe.read(0, 65536, timeout=LONG) == data, True)
+            fe.stop()
+            fe.close()
+            fe.open(paths[(i + 1) % 2])
+            fe.start()
+            self.assertEqual(fe.read(0, 65536, timeout=LONG) == data, True, f'round {i}')
+
     def test_source_killed_when_it_has_the_lock(self):
         """Each has left its mark, the dead one's is not the last, and its lock is known all the
         same. The destination is dead as well: nobody else can break that lock."""
