@@ -393,7 +393,7 @@ struct bdev_rbd_access {
 	unsigned int option_count;
 };
 enum bdev_rbd_cache {
-	BDEV_RBD_CACHE_DEFAULT,		/* as the configuration says */
+	BDEV_RBD_CACHE_DEFAULT,		/* as the configuration says; if nothing: none */
 	BDEV_RBD_CACHE_NONE,
 	BDEV_RBD_CACHE_WRITEBACK,
 	BDEV_RBD_CACHE_WRITETHROUGH,

@@ -165,6 +165,20 @@ static int configure(struct rbd_conn *conn, const struct bdev_rbd_access *a)
 	return rc;
 }
 
+/*
+ * Ceph's own default acknowledges writes that only this process has. A target may be
+ * killed while its guests live on, and they would not know that those are lost. Any
+ * word of the operator's (ceph.conf, the monitors' database, the pool's or image's
+ * options, ours) overrides this one.
+ */
+static int set_defaults(struct rbd_conn *conn)
+{
+	static const char *args[] = { "vhost", "--default-rbd-cache=false" };
+	int rc = rados_conf_parse_argv(conn->rados, ARRAY_SIZE(args), args);
+
+	return rc < 0 ? conn_fail(conn, rc, "Ceph refuses a default", NULL) : 0;
+}
+
 static int connect_rados(struct rbd_conn *conn)
 {
 	const struct bdev_rbd_access *a = &conn->cluster->access;
@@ -175,7 +189,9 @@ static int connect_rados(struct rbd_conn *conn)
 		conn->rados = NULL;
 		return conn_fail(conn, rc, "cannot make a Ceph client", NULL);
 	}
-	rc = configure(conn, a);
+	rc = set_defaults(conn);
+	if (rc == 0)
+		rc = configure(conn, a);
 	if (rc < 0)
 		return rc;
 	if (rados_conf_get(conn->rados, "mon_host", conn->hosts, sizeof(conn->hosts)) == 0)

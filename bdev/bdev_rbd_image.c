@@ -39,6 +39,7 @@
 #define PLACE_MAX 96
 #define OWNERS_MAX 4
 #define WATCHERS_MAX 32
+#define OPTIONS_MAX 256
 
 int rbd_fail(struct rbd_bdev *rb, int status, const char *fmt, ...)
 {
@@ -319,12 +320,31 @@ static uint64_t conf_number(struct rbd_bdev *rb, const char *key, uint64_t other
 	return strtoull(value, NULL, 10);
 }
 
-static bool has_cache(struct rbd_bdev *rb)
+/*
+ * Whether librbd caches, and whether what is written may be in its cache alone. Options
+ * kept with the image or its pool count as well.
+ */
+static void read_cache(struct rbd_bdev *rb, bool *cached, bool *is_volatile)
 {
-	char value[16];
+	rbd_config_option_t options[OPTIONS_MAX];
+	int count = OPTIONS_MAX;
 
-	return rados_conf_get(rb->conn->rados, "rbd_cache", value, sizeof(value)) < 0 ||
-	       !strcmp(value, "true");
+	*cached = *is_volatile = true;
+	/* Not known: the guest is told to flush. */
+	if (rbd_config_image_list(rb->image, options, &count) < 0)
+		return;
+	for (int i = 0; i < count; i++) {
+		const char *name = options[i].name, *value = options[i].value;
+
+		if (!strcmp(name, "rbd_cache"))
+			*cached = !strcmp(value, "true");
+		else if (!strcmp(name, "rbd_cache_max_dirty"))
+			*is_volatile &= strtoull(value, NULL, 10) > 0;
+		else if (!strcmp(name, "rbd_cache_policy"))
+			*is_volatile &= strcmp(value, "writethrough") != 0;
+	}
+	*is_volatile &= *cached;
+	rbd_config_image_list_cleanup(options, count);
 }
 
 static int read_geometry(struct rbd_bdev *rb)
@@ -332,6 +352,7 @@ static int read_geometry(struct rbd_bdev *rb)
 	struct bdev *bdev = &rb->bdev;
 	uint64_t unit = 0, count = 0, granularity;
 	rbd_image_info_t info;
+	bool is_volatile;
 	int rc = rbd_stat(rb->image, &info, sizeof(info));
 
 	if (rc < 0)
@@ -350,9 +371,8 @@ static int read_geometry(struct rbd_bdev *rb)
 	granularity = MIN(granularity, info.obj_size);
 	bdev->discard_granularity = (uint32_t)granularity;
 	bdev->readonly = rb->opts.readonly || rb->opts.snapshot;
-	rb->cached = has_cache(rb);
-	bdev->write_cache = !bdev->readonly && rb->cached &&
-		conf_number(rb, "rbd_cache_max_dirty", 1) > 0;
+	read_cache(rb, &rb->cached, &is_volatile);
+	bdev->write_cache = !bdev->readonly && is_volatile;
 	return 0;
 }
 

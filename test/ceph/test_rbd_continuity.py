@@ -199,6 +199,80 @@ class Killed(ContinuityCase):
             self.reconnect(load)
             load.finish()
 
+    def stop_osd(self):
+        with open(self.cluster.dir + '/osd.pid') as f:
+            osd = int(f.read())
+        os.kill(osd, signal.SIGSTOP)
+        self.addCleanup(os.kill, osd, signal.SIGCONT)
+        return osd
+
+    def acknowledged(self, **params):
+        """Writes to an OSD that does not answer, and a kill: -> (how many of them were answered,
+        how many of those are lost)."""
+        image = self.image(f'ack{len(params)}', SIZE)
+        t = self.serve(directory=self.temp_dir())
+        fe = self.connect(self.disk(t, image, name='r0', **params), queue_size=256,
+                          mem_size=16 * MIB, timeout=LONG)
+        # librbd writes through until a guest has flushed once.
+        fe.write(0, pattern(4096, 0), timeout=LONG)
+        fe.flush(timeout=LONG)
+        q, size, count = fe.q[0], 65536, 60
+        gpa = fe.alloc(size * count, 4096)
+        osd = self.stop_osd()
+        for i in range(count):
+            fe.mem_write(gpa + i * size, pattern(size, 100 + i))
+            q.submit(F.T_OUT, i * size // 512, [(gpa + i * size, size)], cookie=i)
+        time.sleep(0.5)
+        answered = [c.cookie for c in q.poll() if c.status == F.S_OK]
+        t.kill()
+        os.kill(osd, signal.SIGCONT)
+        t.start()
+        spindle.wait_until(lambda: not t.rpc('config_get_pending'), 20, 'the disk')
+        fe.reconnect()
+        q.wait_all(q.in_flight, LONG)
+        lost = [i for i in answered
+                if fe.read(i * size // 512, size, timeout=LONG) != pattern(size, 100 + i)]
+        fe.destroy()
+        t.stop()
+        return len(answered), len(lost)
+
+    def test_no_answered_write_is_lost(self):
+        """The guest lives on and never knows: so not by default, whatever Ceph's own is."""
+        self.note('%d writes answered, %d lost' % self.acknowledged(cache='writeback'))
+        answered, lost = self.acknowledged()
+        self.note(f'by default {answered} writes answered, {lost} lost')
+        self.assertEqual(lost, 0)
+
+    def test_the_operators_word_counts(self):
+        t = self.serve()
+        for i, (cached, word) in enumerate((
+                (False, {}), (True, {'cache': 'writeback'}), (False, {'cache': 'none'}),
+                (False, {'cache': 'writethrough'}),
+                (True, {'config': {'rbd_cache': 'true'}}))):
+            name = self.create(t, self.image(f'op{i}', SIZE), name=f'o{i}', **word)
+            fe = self.connect(self.ctrlr(t, f'c{i}', name), mem_size=2 * MIB)
+            self.assertEqual(fe.get_config()[32], cached, word)
+            fe.destroy()
+        # Kept with an image; in ceph.conf.
+        self.image('own', SIZE)
+        self.cluster.rbd('config', 'image', 'set', f'{POOL}/own', 'rbd_cache', 'true')
+        conf = os.path.join(self.dir, 'ceph.conf')
+        with open(self.cluster.conf) as old, open(conf, 'w') as new:
+            new.write(old.read() + '\n[client]\nrbd_cache = true\n')
+        self.image('file', SIZE)
+        for image, params in (('own', {}), ('file', {'config_file': conf})):
+            name = self.create(t, image, name=image, **params)
+            fe = self.connect(self.ctrlr(t, 'c' + image, name), mem_size=2 * MIB)
+            self.assertEqual(fe.get_config()[32], 1, image)
+            fe.destroy()
+        # In the monitors' database; a connection of its own reads it.
+        self.cluster.ceph('config', 'set', 'client', 'rbd_cache', 'true')
+        self.addCleanup(self.cluster.ceph, 'config', 'rm', 'client', 'rbd_cache')
+        name = self.create(t, self.image('mon', SIZE), name='mon', config={'rbd_op_threads': '1'})
+        fe = self.connect(self.ctrlr(t, 'cmon', name), mem_size=2 * MIB)
+        self.assertEqual(fe.get_config()[32], 1)
+        fe.destroy()
+
     def test_leaving_in_order_fences_nobody(self):
         image = self.image('order', SIZE)
         t = self.serve()
