@@ -376,7 +376,8 @@ static void put_positions(struct vhost_session *s, void *arg)
 		const struct vhost_vq *vvq = s->vqs[i];
 
 		if (vvq) {
-			struct handover_position rec = { s->vid, i, vvq->base, vvq->broken };
+			struct handover_position rec = { s->vid, i, vvq->base, vvq->broken,
+							 vvq->waits };
 
 			put(arg, HANDOVER_POSITION, &rec, sizeof(rec), NULL, 0);
 		}
@@ -565,6 +566,7 @@ CONTROL_ONLY static int take_position(struct handover_record *rec)
 		return -EPROTO;
 	s->vqs[body->index]->base = body->base;
 	s->vqs[body->index]->broken = body->broken;
+	s->vqs[body->index]->waits = body->waits;
 	return 0;
 }
 

@@ -71,6 +71,7 @@ struct handover_vq {
 struct handover_position {
 	uint32_t vid, index, base;
 	uint8_t broken;
+	uint8_t waits;		/* for the storage: its front end is to be told when it runs */
 };
 
 /* After all positions: this session's connection still stands. */

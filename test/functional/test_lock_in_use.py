@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """lock_in_use: two targets have one image open, and one at a time uses it, as at a migration."""
 import errno
-
+import struct
 import time
 
-from takeovercase import Peer, TakeoverCase
-from vhostcase import MIB, VhostCase, WAIT, spindle
+from takeovercase import POSITION, PREPARED, Peer, TakeoverCase
+from vhostcase import MIB, WAIT, spindle
 
 
-class InUse(VhostCase):
+class InUse(TakeoverCase):
     def two(self):
         image = self.temp_dir() + '/image'
         with open(image, 'wb') as f:
@@ -54,6 +54,30 @@ class InUse(VhostCase):
         a.kill()
         self.assertEqual(len(other.q[0].wait_all(1, WAIT)), 1)
         self.check_io(other, seed=3)
+
+    def test_a_waiting_ring_is_taken_over(self):
+        _, (a, b) = self.two()
+        fe = self.connect(a.path('c0'), queues=2)
+        self.check_io(fe)
+        other = self.waiting(b)
+        # Its successor knows that it has waited: the front end may have to be told.
+        peer = Peer.successor(b)
+        self.addCleanup(peer.close)
+        peer.batch()
+        peer.send(PREPARED)
+        waits = [struct.unpack('<IIIBB2x', body)[4] for kind, body in peer.batch()
+                 if kind == POSITION]
+        self.assertEqual(waits, [1, 1])
+        peer.close()
+        self.wait_kept(b)
+        s = self.take_over(b)
+        s.wait_log('waits until no other process uses f0')
+        self.assertEqual(other.q[0].poll(), [])
+        self.check_io(fe, seed=1)
+        for q in fe.q:
+            q.stop()
+        self.assertEqual(len(other.q[0].wait_all(1, WAIT)), 1)
+        self.check_io(other, q=1, sector=64, seed=2)
 
     def test_saved(self):
         _, (a, _) = self.two()
