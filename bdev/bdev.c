@@ -212,6 +212,16 @@ bool bdev_has_own_cache(const struct bdev *bdev)
 	return bdev->ops->own_cache && bdev->write_cache;
 }
 
+bool bdev_keeps_order(struct bdev *bdev)
+{
+	return bdev->ops->keeps_order ? bdev->ops->keeps_order(bdev) : bdev->ops->own_storage;
+}
+
+bool bdev_settles(struct bdev *bdev)
+{
+	return bdev->ops->settles && bdev->ops->settles(bdev);
+}
+
 void bdev_reserve_names(bool (*reserved)(const char *name))
 {
 	name_reserved = reserved;

@@ -137,6 +137,16 @@ struct bdev *bdev_next(struct bdev *after) CONTROL_ONLY;
 /* Whether what was written may be in memory of this process alone until a FLUSH. */
 bool bdev_has_own_cache(const struct bdev *bdev);
 
+/*
+ * Whether requests may still be under way when their guest has gone on elsewhere: no
+ * other process gets at the storage before they have ended and their channel has been
+ * put, if it keeps to our locks (or, where bdev_settles(), begins with a FLUSH). This
+ * process has to keep itself in order. It may change; ask when it matters.
+ */
+bool bdev_keeps_order(struct bdev *bdev) CONTROL_ONLY;
+/* Whether a FLUSH that has ended means that what other processes began has ended. */
+bool bdev_settles(struct bdev *bdev) CONTROL_ONLY;
+
 /* "Malloc disk" and the like, as bdev_get_bdevs reports it. */
 const char *bdev_product_name(const struct bdev *bdev);
 

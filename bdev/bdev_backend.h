@@ -18,6 +18,7 @@ struct bdev_ops {
 	const char *product_name;	/* as bdev_get_bdevs reports it */
 	size_t channel_size;		/* bytes behind bdev_channel_ctx() */
 	bool own_cache;			/* write_cache is memory of this process, not the system's */
+	bool own_storage;		/* no other process gets at it */
 
 	/*
 	 * On control, before channel_open is posted: what channel_open may not do
@@ -41,6 +42,9 @@ struct bdev_ops {
 	void (*submit)(struct bdev_io *io);
 	/* On the reactor: end what is held back, with -ECANCELED. NULL: nothing is. */
 	void (*cancel)(struct bdev_channel *ch);
+	/* On control: as bdev_keeps_order() and bdev_settles(). NULL: own_storage; no. */
+	bool (*keeps_order)(struct bdev *bdev);
+	bool (*settles)(struct bdev *bdev);
 	/* On control: as bdev_handover(). NULL: 0. */
 	int (*handover)(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS]);
 	/* On control: as bdev_handover_busy(). NULL: never. */

@@ -307,6 +307,18 @@ static void fault_channel_unprepare(struct bdev_channel *ch)
 	fc->base = NULL;
 }
 
+static bool fault_keeps_order(struct bdev *bdev)
+{
+	control_assert();
+	return fault_of(bdev)->base.bdev && bdev_keeps_order(fault_of(bdev)->base.bdev);
+}
+
+static bool fault_settles(struct bdev *bdev)
+{
+	control_assert();
+	return fault_of(bdev)->base.bdev && bdev_settles(fault_of(bdev)->base.bdev);
+}
+
 static int fault_channel_open(struct bdev_channel *ch)
 {
 	struct fault_channel *fc = bdev_channel_ctx(ch);
@@ -617,6 +629,8 @@ const struct bdev_ops bdev_error_ops = {
 	.channel_close = fault_channel_close,
 	.submit = fault_submit,
 	.cancel = fault_cancel,
+	.keeps_order = fault_keeps_order,
+	.settles = fault_settles,
 	.destroy = fault_destroy,
 };
 
@@ -630,5 +644,7 @@ const struct bdev_ops bdev_delay_ops = {
 	.channel_close = fault_channel_close,
 	.submit = fault_submit,
 	.cancel = fault_cancel,
+	.keeps_order = fault_keeps_order,
+	.settles = fault_settles,
 	.destroy = fault_destroy,
 };

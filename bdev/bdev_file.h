@@ -26,6 +26,7 @@ struct file_bdev {
 	struct bdev_file_opts opts;	/* the strings are ours */
 	int fd;				/* until file_open(): a predecessor's, or -1 */
 	bool is_block;			/* a block device; else a regular file */
+	bool local;			/* nobody but this host gets at it: locks keep all others off */
 	bool direct;			/* O_DIRECT: the masks below hold */
 	uint32_t mem_mask;		/* of buffer addresses */
 	uint32_t len_mask;		/* of offsets and of each buffer's length */
@@ -72,6 +73,8 @@ void file_unlock(int fd);
 int file_channel_prepare(struct bdev_channel *ch);
 void file_channel_unprepare(struct bdev_channel *ch);
 bool file_handover_busy(struct bdev *bdev);
+/* Whether those keep everybody off, or the ones that are held all the time do. */
+bool file_keeps_order(struct bdev *bdev);
 /* Locks that were kept for another process, and that nobody uses now. */
 void file_handover_end(struct bdev *bdev);
 /* The bdev is to go, and waited for the locks. */

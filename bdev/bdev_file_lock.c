@@ -352,6 +352,14 @@ bool file_handover_busy(struct bdev *bdev)
 	return file_of(bdev)->lock_busy;
 }
 
+/* Readers share, so their locks order nothing; reads may be into memory that is shared too. */
+bool file_keeps_order(struct bdev *bdev)
+{
+	const struct file_bdev *fb = file_of(bdev);
+
+	return fb->local && !fb->opts.no_lock && !fb->opts.readonly;
+}
+
 void file_handover_end(struct bdev *bdev)
 {
 	struct file_bdev *fb = file_of(bdev);

@@ -17,6 +17,7 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* Older headers lack the two fields of statx(2) that Linux 6.1 brought. */
@@ -163,6 +165,26 @@ static int adopt_fd(struct file_bdev *fb, struct stat *st)
 	fb->direct = flags & O_DIRECT;
 	fb->is_block = S_ISBLK(st->st_mode);
 	return check_kind(fb, st);
+}
+
+/*
+ * Whether it lies in a file system that only this host can have mounted. What several
+ * hosts reach (block devices, NFS and the like) may have locks that not all of them see.
+ */
+static bool is_local(const struct file_bdev *fb)
+{
+	static const unsigned long local[] = {
+		EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC,
+	};
+	struct statfs fs;
+
+	if (fb->is_block || fstatfs(fb->fd, &fs) < 0)
+		return false;
+	for (size_t i = 0; i < ARRAY_SIZE(local); i++) {
+		if ((unsigned long)fs.f_type == local[i])
+			return true;
+	}
+	return false;
 }
 
 /* ------- geometry ------- */
@@ -317,6 +339,7 @@ static int open_all(struct file_bdev *fb)
 		if (rc < 0)
 			return rc;
 	}
+	fb->local = is_local(fb);
 	bdev->block_size = fb->opts.block_size;
 	bdev->readonly = fb->opts.readonly;
 	bdev->supported = 1u << BDEV_READ | 1u << BDEV_WRITE | 1u << BDEV_FLUSH |

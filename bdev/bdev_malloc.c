@@ -292,6 +292,7 @@ static int malloc_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 const struct bdev_ops bdev_malloc_ops = {
 	.module = "malloc",
 	.product_name = "Malloc disk",
+	.own_storage = true,
 	.submit = malloc_submit,
 	.handover = malloc_handover,
 	.destroy = malloc_destroy,

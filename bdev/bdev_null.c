@@ -24,6 +24,7 @@ static void null_destroy(struct bdev *bdev)
 const struct bdev_ops bdev_null_ops = {
 	.module = "null",
 	.product_name = "Null disk",
+	.own_storage = true,
 	.submit = null_submit,
 	.destroy = null_destroy,
 };

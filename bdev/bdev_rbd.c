@@ -119,6 +119,9 @@ static void rbd_io_home(struct msg *msg)
 		rbd_failed(rc, io);
 	}
 	rbd_io_end(rc, io);
+	if (unlikely(!atomic_load_explicit(&rc->rb->had_lock, memory_order_relaxed)) &&
+	    io->type != BDEV_READ && io->status == 0)
+		atomic_store_explicit(&rc->rb->had_lock, true, memory_order_relaxed);
 	bdev_io_done(io, io->status);
 }
 
@@ -702,6 +705,27 @@ static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 	return -EOPNOTSUPP;
 }
 
+/*
+ * The lock goes to another client when all requests that were issued under it have
+ * ended and the cache has been written back. A write that waits for the lock itself is
+ * under nobody's; so the lock must have been ours, and nobody else writes meanwhile.
+ */
+static bool rbd_keeps_order(struct bdev *bdev)
+{
+	const struct rbd_bdev *rb = rbd_of(bdev);
+
+	return rb->locking && (rb->opts.exclusive ||
+			       atomic_load_explicit(&rb->had_lock, memory_order_relaxed));
+}
+
+/* librbd asks for the lock before it flushes. Reads do without, so they have to be held back. */
+static bool rbd_settles(struct bdev *bdev)
+{
+	const struct rbd_bdev *rb = rbd_of(bdev);
+
+	return rb->locking && !rb->opts.exclusive;
+}
+
 const struct bdev_ops bdev_rbd_ops = {
 	.module = "rbd",
 	.product_name = "Ceph Rbd Disk",
@@ -711,6 +735,8 @@ const struct bdev_ops bdev_rbd_ops = {
 	.channel_unprepare = rbd_channel_unprepare,
 	.channel_open = rbd_channel_open,
 	.submit = rbd_submit,
+	.keeps_order = rbd_keeps_order,
+	.settles = rbd_settles,
 	.handover = rbd_handover,
 	.handover_busy = rbd_handover_busy,
 	.handover_end = rbd_handover_end,

@@ -97,6 +97,8 @@ struct rbd_bdev {
 	struct list all;		/* every open rbd bdev */
 	bool stalled;
 	_Atomic bool fenced;
+	bool locking;			/* the image has an exclusive lock, which we want to write */
+	_Atomic bool had_lock;		/* a change has ended: the lock was ours */
 	bool fence_noted;
 };
 

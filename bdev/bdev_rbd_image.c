@@ -286,7 +286,7 @@ static int take_lock(struct rbd_bdev *rb)
 	if (rb->opts.readonly || rb->opts.snapshot)
 		return 0;
 	rbd_get_features(rb->image, &features);
-	locking = features & RBD_FEATURE_EXCLUSIVE_LOCK;
+	locking = rb->locking = features & RBD_FEATURE_EXCLUSIVE_LOCK;
 	if (!locking && rb->opts.exclusive)
 		return rbd_fail(rb, -ENOTSUP, "image %s has no exclusive-lock feature",
 				rb->opts.image);
