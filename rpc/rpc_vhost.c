@@ -124,6 +124,8 @@ static void write_session(const struct vhost_session_info *info, void *arg)
 	json_put_bool(w, "started", info->started);
 	json_put_u64(w, "max_queues", info->max_queues);
 	json_put_u64(w, "inflight_task_cnt", info->inflight);
+	json_put_u64(w, "waiting_queues", info->waiting);
+	json_put_u64(w, "abandoned_task_cnt", info->abandoned);
 	json_out_object_end(w);
 }
 

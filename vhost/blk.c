@@ -71,10 +71,10 @@ static void blk_done(struct bdev_io *io, int err)
 		if (io->type == BDEV_READ) {
 			/* Counted in 32 bits, however much was read. */
 			req->used_len = (uint32_t)MIN(io->length + 1, (uint64_t)UINT32_MAX);
-		} else if (req->range_next < req->range_count) {
+		} else if (req->range_next < req->range_count && !req->vq->detached) {
 			range_submit(req);
 			return;
-		} else if (req->settling) {
+		} else if (req->settling && !req->vq->detached) {
 			req->settling = false;
 			io->type = BDEV_FLUSH;
 			io->offset = io->length = 0;

@@ -105,7 +105,7 @@ static bool bdev_in_use(const struct vhost_controller *c)
 				return true;
 		}
 	}
-	return false;
+	return abandoned_in_bdev(c);
 }
 
 void controller_vq_gone(struct vhost_controller *c)
@@ -597,6 +597,8 @@ void vhost_controller_each_session(const struct vhost_controller *c,
 			info.started = true;
 			info.inflight += counter_read(&s->vqs[i]->vq->inflight);
 		}
+		info.waiting = session_waiting(s);
+		abandoned_of(s, &info.abandoned);
 		fn(&info, arg);
 	}
 }

@@ -333,6 +333,20 @@ void guest_mem_put(struct guest_mem *mem)
 	free(mem);
 }
 
+bool guest_mem_shares_file(const struct guest_mem *a, const struct guest_mem *b)
+{
+	if (!a || !b)
+		return false;
+	for (unsigned int i = 0; i < a->count; i++) {
+		for (unsigned int j = 0; j < b->count; j++) {
+			if (a->regions[i]->dev == b->regions[j]->dev &&
+			    a->regions[i]->ino == b->regions[j]->ino)
+				return true;
+		}
+	}
+	return false;
+}
+
 bool guest_mem_lost(const struct guest_mem *mem)
 {
 	for (unsigned int i = 0; mem && i < mem->count; i++) {

@@ -75,6 +75,8 @@ int guest_mem_remove(const struct guest_mem *old, uint64_t gpa, uint64_t size, u
 struct guest_mem *guest_mem_get(struct guest_mem *mem) CONTROL_ONLY;
 /* The last put unmaps what no other table has, on a worker. NULL is allowed. */
 void guest_mem_put(struct guest_mem *mem) CONTROL_ONLY;
+/* Whether both have a file in common: descriptors differ, files do not. NULL: none. */
+bool guest_mem_shares_file(const struct guest_mem *a, const struct guest_mem *b) CONTROL_ONLY;
 /* Whether the SIGBUS handler has replaced one of its regions. */
 bool guest_mem_lost(const struct guest_mem *mem) CONTROL_ONLY;
 

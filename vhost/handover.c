@@ -67,7 +67,7 @@ static void look_settled(struct vhost_session *s, void *arg)
 
 bool vhost_is_settled(void)
 {
-	bool settled = !sessions_ending();
+	bool settled = !sessions_ending() && !abandoned_any();
 
 	controllers_each_session(look_settled, &settled);
 	return settled;
@@ -567,6 +567,7 @@ CONTROL_ONLY static int take_position(struct handover_record *rec)
 	s->vqs[body->index]->base = body->base;
 	s->vqs[body->index]->broken = body->broken;
 	s->vqs[body->index]->waits = body->waits;
+	s->vqs[body->index]->handed = s->vqs[body->index]->kicked;
 	return 0;
 }
 

@@ -107,6 +107,7 @@ static int split_open(struct inflight *fl, struct vring *vr)
 		/* Not 0: the ring may have been in use before. */
 		r->used_idx = vr->used_idx;
 		STORE(r->version, VERSION);
+		fl->fresh = true;
 		return 0;
 	}
 	if (!known || !split_settle(r, vr->used_idx, fl->num))
@@ -303,7 +304,8 @@ static int packed_open(struct inflight *fl, struct vring *vr)
 
 	if (!taken)
 		return -ENOMEM;
-	if (r->version == 0) {
+	fl->fresh = r->version == 0;
+	if (fl->fresh) {
 		memset(r->desc, 0, fl->num * sizeof(r->desc[0]));
 		r->features = 0;
 		r->desc_num = fl->num;
@@ -407,6 +409,18 @@ void inflight_forget(struct inflight *fl, uint16_t id)
 }
 
 /* ------- life ------- */
+
+bool inflight_has_any(const void *mem, uint32_t queue_size, bool packed)
+{
+	const struct inflight_packed *p = mem;
+	const struct inflight_split *s = mem;
+
+	for (uint32_t i = 0; i < queue_size; i++) {
+		if (packed ? LOAD(p->desc[i].inflight) : LOAD(s->desc[i].inflight))
+			return true;
+	}
+	return false;
+}
 
 void inflight_descs(const struct inflight *fl, struct inflight_head *head,
 		    struct vring_desc_packed *table)

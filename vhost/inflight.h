@@ -69,6 +69,7 @@ struct inflight {
 	/* What was found in flight, in the order it was taken; gone once resubmitted. */
 	struct inflight_head *again;
 	unsigned int again_count;
+	bool fresh;			/* nobody has served this driver's ring before */
 	/* Split: what has ended since the used index moved last, from batch[1] on. */
 	uint16_t *batch;
 	unsigned int batch_count;
@@ -92,6 +93,11 @@ uint64_t inflight_size(uint32_t queue_size, bool packed);
 int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inflight **out)
 	CONTROL_ONLY;
 void inflight_free(struct inflight *fl) CONTROL_ONLY;
+/*
+ * Whether a queue's part has requests marked as in flight. Only a hint: of the last
+ * batch, some may be marked though their used entries are visible.
+ */
+bool inflight_has_any(const void *mem, uint32_t queue_size, bool packed) CONTROL_ONLY;
 /* Packed: copy the descriptors of one to be resubmitted to table, for its head. */
 void inflight_descs(const struct inflight *fl, struct inflight_head *head,
 		    struct vring_desc_packed *table);

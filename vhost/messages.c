@@ -27,7 +27,8 @@
 
 #define PROTOCOL_FEATURES (BIT(VU_F_MQ) | BIT(VU_F_LOG_SHMFD) | BIT(VU_F_REPLY_ACK) |      \
 	BIT(VU_F_BACKEND_REQ) | BIT(VU_F_INFLIGHT_SHMFD) | BIT(VU_F_CONFIG) | BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |           \
-	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS))
+	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS) |                                    \
+	BIT(VU_F_GET_VRING_BASE_INFLIGHT) | BIT(VU_F_GET_VRING_BASE_SKIP_DRAIN))
 
 /* ------- answering ------- */
 
@@ -475,21 +476,48 @@ CONTROL_ONLY static void vring_base_settled(struct vhost_session *s)
 	struct vhost_msg *msg = &s->conn.msg;
 
 	s->vqs[s->settle_index]->broken = false;
+	s->vqs[s->settle_index]->abandon = false;
 	msg->state.index = s->settle_index;
 	msg->state.num = s->vqs[s->settle_index]->base;
 	reply(s, sizeof(msg->state));
 }
 
-CONTROL_ONLY static void get_vring_base(struct vhost_session *s, struct vhost_msg *msg)
+CONTROL_ONLY static void stop_ring(struct vhost_session *s, uint64_t index, bool abandon)
 {
-	struct vhost_vq *vvq = vvq_get(s, msg->state.index);
+	struct vhost_vq *vvq = vvq_get(s, index);
 
 	if (!vvq)
 		return;
-	vvq->kicked = false;
+	vvq->abandon = abandon;
+	/* What it has to do again is done before it stops: nobody need know of it then. */
+	vvq->finish = !abandon && session_vq_is_owing(vvq);
+	if (!vvq->finish)
+		vvq->kicked = false;
 	vvq->failed = false;
 	s->settle_index = vvq->index;
 	s->after = vring_base_settled;
+}
+
+/*
+ * QEMU 11.0 and 11.1 have no message of their own for leaving requests in flight, but a
+ * protocol feature that allows it for every stop. They reset a device by the same message;
+ * and then a read that ends later would write to what the next kernel has in that place. So
+ * that feature alone counts while a migration's log is on, which is when it is needed.
+ */
+CONTROL_ONLY static void get_vring_base(struct vhost_session *s, struct vhost_msg *msg)
+{
+	stop_ring(s, msg->state.index,
+		  session_has_protocol_feature(s, VU_F_INFLIGHT_SHMFD) &&
+		  session_has_protocol_feature(s, VU_F_GET_VRING_BASE_INFLIGHT) &&
+		  !session_has_protocol_feature(s, VU_F_GET_VRING_BASE_SKIP_DRAIN) &&
+		  s->log_mem && session_has_feature(s, VHOST_F_LOG_ALL));
+}
+
+CONTROL_ONLY static void get_vring_base_skip_drain(struct vhost_session *s, struct vhost_msg *msg)
+{
+	stop_ring(s, msg->state.index,
+		  session_has_protocol_feature(s, VU_F_INFLIGHT_SHMFD) &&
+		  session_has_protocol_feature(s, VU_F_GET_VRING_BASE_INFLIGHT));
 }
 
 /*
@@ -652,6 +680,9 @@ static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
 			     sizeof(struct vu_mem_slot), 0, 1, false, VU_F_CONFIGURE_MEM_SLOTS },
 	[VU_SET_STATUS] = { "SET_STATUS", set_status, U64, U64, 0, 0, false, VU_F_STATUS },
 	[VU_GET_STATUS] = { "GET_STATUS", get_status, 0, U64, 0, 0, true, VU_F_STATUS },
+	[VU_GET_VRING_BASE_SKIP_DRAIN] = { "GET_VRING_BASE_SKIP_DRAIN", get_vring_base_skip_drain,
+					   STATE, STATE, 0, 0, true,
+					   VU_F_GET_VRING_BASE_SKIP_DRAIN },
 };
 
 const struct vhost_msg_row *vhost_msg_row(uint32_t request)

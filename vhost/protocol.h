@@ -55,6 +55,7 @@ enum vhost_request {
 	VU_REM_MEM_REG = 38,
 	VU_SET_STATUS = 39,
 	VU_GET_STATUS = 40,
+	VU_GET_VRING_BASE_SKIP_DRAIN = 45,
 	VU_REQUEST_MAX
 };
 /* On the back-end's channel. */
@@ -71,6 +72,8 @@ enum vhost_request {
 #define VU_F_RESET_DEVICE 13
 #define VU_F_CONFIGURE_MEM_SLOTS 15
 #define VU_F_STATUS 16
+#define VU_F_GET_VRING_BASE_INFLIGHT 20
+#define VU_F_GET_VRING_BASE_SKIP_DRAIN 23
 
 /* Virtio feature bits that vhost-user took for itself. */
 #define VHOST_F_LOG_ALL 26

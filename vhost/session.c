@@ -236,6 +236,7 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 		.kick_fd = vvq->kick_fd,
 		.features = s->features,
 		.readonly = c->readonly,
+		.settled = vvq->handed,
 		.generation = vvq->generation,
 		.name = s->name,
 	};
@@ -259,27 +260,15 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 		vvq_signal_error(vvq, params.reactor);
 		return;
 	}
-	vvq->dirty = false;
+	vvq->dirty = vvq->handed = false;
+	if (vvq->vq->settle && vvq->vq->fl->again_count > 0)
+		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until what "
+			    "others began on %s has ended", s->name, vvq->index, c->desc.bdev->name);
 	vq_start(vvq->vq);
 	if (!s->listed) {
 		s->listed = true;
 		log_info("%s: started", s->name);
 	}
-}
-
-/* Whether both tables have a file in common: descriptors differ, files do not. */
-static bool mem_shared(const struct guest_mem *a, const struct guest_mem *b)
-{
-	if (!a || !b)
-		return false;
-	for (unsigned int i = 0; i < a->count; i++) {
-		for (unsigned int j = 0; j < b->count; j++) {
-			if (a->regions[i]->dev == b->regions[j]->dev &&
-			    a->regions[i]->ino == b->regions[j]->ino)
-				return true;
-		}
-	}
-	return false;
 }
 
 bool sessions_ending(void)
@@ -294,19 +283,19 @@ CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
 	list_for_each(other, &ending, ending) {
 		if (other == s)
 			continue;
-		if (mem_shared(other->mem, s->mem) ||
-		    mem_shared(other->inflight_mem, s->inflight_mem))
+		if (guest_mem_shares_file(other->mem, s->mem) ||
+		    guest_mem_shares_file(other->inflight_mem, s->inflight_mem))
 			return true;
 	}
 	return false;
 }
 
-enum busy { BUSY_UNKNOWN, BUSY, NOT_BUSY };
+enum busy { BUSY_UNKNOWN, BUSY_MEMORY, BUSY_BDEV, NOT_BUSY };
 
 /*
- * A session that is gone may have requests on their way that will still read or
- * write the guest's memory and the disk. Until they have ended, the guest's next
- * session must not start, or an old write may land after a newer one.
+ * A session that is gone, or a ring that was stopped without waiting, may have requests
+ * on their way that will still read or write the guest's memory and the disk. Until
+ * they have ended, the guest must not go on, or an old write may land after a newer one.
  */
 CONTROL_ONLY static bool vvq_hold(struct vhost_vq *vvq, enum busy *busy)
 {
@@ -314,12 +303,30 @@ CONTROL_ONLY static bool vvq_hold(struct vhost_vq *vvq, enum busy *busy)
 
 	/* A front end with many regions makes the question dear: it is asked once. */
 	if (*busy == BUSY_UNKNOWN)
-		*busy = memory_busy(s) ? BUSY : NOT_BUSY;
-	if (*busy == BUSY && !vvq->held)
+		*busy = memory_busy(s) ? BUSY_MEMORY : abandoned_hold(s) ? BUSY_BDEV : NOT_BUSY;
+	if (*busy != NOT_BUSY && !vvq->held)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits for requests "
-			    "that the previous connection left behind", s->name, vvq->index);
-	vvq->held = *busy == BUSY;
+			    "that %s left behind", s->name, vvq->index,
+			    *busy == BUSY_BDEV ? "a stopped virtqueue" : "the previous connection");
+	vvq->held = *busy != NOT_BUSY;
 	return vvq->held;
+}
+
+CONTROL_ONLY static void vvq_stop(struct vhost_vq *vvq)
+{
+	vvq->stopping = true;
+	vq_stop(vvq->vq, vvq->session->closing ? VQ_DETACH :
+		vvq_may_abandon(vvq) ? VQ_ABANDON : VQ_DRAIN);
+}
+
+/* It was to stop once it has run, and runs now, or never will. */
+CONTROL_ONLY static void vvq_finish(struct vhost_vq *vvq, bool run)
+{
+	if (!vvq->finish || (run ? vvq->waits && !vvq->vq : vvq->held && vvq_should_run(vvq)))
+		return;
+	vvq->finish = vvq->kicked = false;
+	if (vvq->vq)
+		vvq_stop(vvq);
 }
 
 CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
@@ -338,11 +345,11 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 			if ((held || waited) && vvq->vq)
 				session_announce_config(vvq->session);
 		}
+		vvq_finish(vvq, run);
 		return;
 	}
 	if (!run || vq_is_stale(vvq)) {
-		vvq->stopping = true;
-		vq_stop(vvq->vq, vvq->session->closing);
+		vvq_stop(vvq);
 		return;
 	}
 	if (vvq->dirty) {
@@ -360,10 +367,10 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 static bool session_is_settled(const struct vhost_session *s)
 {
 	for (unsigned int i = 0; i < s->vq_count; i++) {
-		if (s->vqs[i] && (s->vqs[i]->stopping || s->vqs[i]->updating))
+		if (s->vqs[i] && (s->vqs[i]->stopping || s->vqs[i]->updating || s->vqs[i]->finish))
 			return false;
 	}
-	return true;
+	return !s->closing || !abandoned_of(s, NULL);
 }
 
 CONTROL_ONLY static void session_free(struct vhost_session *s)
@@ -418,9 +425,33 @@ bool session_is_held(const struct vhost_session *s)
 	return false;
 }
 
+unsigned int session_waiting(const struct vhost_session *s)
+{
+	unsigned int count = 0;
+
+	for (unsigned int i = 0; i < s->vq_count; i++) {
+		const struct vhost_vq *vvq = s->vqs[i];
+
+		if (vvq && (vvq->vq ? counter_read(&vvq->vq->settling) :
+			    vvq_should_run(vvq) && (vvq->held || vvq->waits)))
+			count++;
+	}
+	return count;
+}
+
+bool session_vq_is_owing(const struct vhost_vq *vvq)
+{
+	struct vq_params p = { .inflight = NULL };
+
+	return !vvq->vq && vvq_should_run(vvq) && (vvq->held || vvq->waits) &&
+	       vvq_inflight(vvq, &p) == 0 && p.inflight &&
+	       inflight_has_any(p.inflight, p.inflight_num,
+				session_has_feature(vvq->session, VRING_F_PACKED));
+}
+
 void session_reconcile(struct vhost_session *s)
 {
-	enum busy busy = list_empty(&ending) ? NOT_BUSY : BUSY_UNKNOWN;
+	enum busy busy = list_empty(&ending) && !abandoned_any() ? NOT_BUSY : BUSY_UNKNOWN;
 
 	/* Inside a handler: session_message() does it when the handler is through. */
 	if (s->busy)
@@ -432,18 +463,32 @@ void session_reconcile(struct vhost_session *s)
 	session_settle(s);
 }
 
+/* What its vq knows comes back; that is not the vhost_vq's any more. */
+CONTROL_ONLY static struct vq *vvq_take_vq(struct vhost_vq *vvq)
+{
+	struct vq *vq = vvq->vq;
+
+	vvq->base = vring_base(&vq->vring);
+	/* Unless its driver has set it up anew meanwhile. */
+	vvq->broken |= vq->broken && vq->generation == vvq->generation;
+	controller_reactor_load(vq->reactor, -1);
+	vvq->vq = NULL;
+	vvq->stopping = false;
+	return vq;
+}
+
+void session_vq_abandoned(struct vhost_vq *vvq)
+{
+	abandoned_add(vvq_take_vq(vvq));
+	session_reconcile(vvq->session);
+}
+
 void session_vq_stopped(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
 	struct vhost_controller *c = s->controller;
 
-	vvq->base = vring_base(&vvq->vq->vring);
-	/* Unless its driver has set it up anew meanwhile. */
-	vvq->broken |= vvq->vq->broken && vvq->vq->generation == vvq->generation;
-	controller_reactor_load(vvq->vq->reactor, -1);
-	vq_free(vvq->vq);
-	vvq->vq = NULL;
-	vvq->stopping = false;
+	vq_free(vvq_take_vq(vvq));
 	/* Before the session looks on, which may be the end of both. */
 	controller_vq_gone(c);
 	session_reconcile(s);

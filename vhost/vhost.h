@@ -86,6 +86,8 @@ struct vhost_session_info {
 	bool started;		/* a virtqueue is running */
 	uint32_t max_queues;	/* virtqueues set up */
 	uint64_t inflight;	/* requests */
+	uint32_t waiting;	/* virtqueues that wait for what others began on their storage */
+	uint64_t abandoned;	/* requests of rings that were stopped without waiting for them */
 };
 void vhost_controller_each_session(const struct vhost_controller *c,
 				   void (*fn)(const struct vhost_session_info *info, void *arg),

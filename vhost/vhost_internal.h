@@ -71,6 +71,12 @@ struct vq_update {
 	uint32_t coalescing_us, coalescing_iops;
 };
 
+enum vq_stop {
+	VQ_DRAIN,	/* its requests end, and are told to the guest */
+	VQ_DETACH,	/* they end, but untold: another session may be serving the rings */
+	VQ_ABANDON,	/* they need not end */
+};
+
 struct vq {
 	/* Owner only, each pass. */
 	struct poller poller;
@@ -81,7 +87,8 @@ struct vq {
 	bool readonly, writethrough, write_cache;
 	bool broken, stopping;
 	bool own_cache, flushed;	/* see vq_idle() */
-	bool detached;			/* its front end is gone: the rings are not ours any more */
+	bool detached;			/* the rings are not ours any more */
+	bool settle;			/* begins with a flush; see bdev_settles() */
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
 	struct inflight *fl;		/* NULL: requests are not tracked */
@@ -99,9 +106,11 @@ struct vq {
 	uint64_t interval_start, interval_count, call_delay, next_call;
 	struct timer call_timer;
 	struct bdev_io flush;
+	struct timer settle_timer;
 	/* Read by anyone. */
 	CACHE_ALIGNED counter64 inflight;
 	counter64 requests;
+	counter64 settling;		/* 1: nothing is served yet */
 	/* Fixed while it runs. */
 	CACHE_ALIGNED struct vhost_vq *owner;
 	struct log_limit *limit;	/* the controller's, which outlives this */
@@ -123,7 +132,10 @@ struct vq {
 	struct msg msg;
 	struct msg measure;
 	uint64_t oldest_us;		/* goes with measure */
-	bool detach_wanted;		/* goes with the stop */
+	enum vq_stop stop_how;		/* goes with the stop */
+	struct msg left_msg;		/* abandoned: its ring is not served any more */
+	struct list abandoned;		/* from then on; control's */
+	uint64_t left;			/* requests in flight at that time */
 	struct vq_update update;
 };
 
@@ -136,6 +148,7 @@ struct vq_params {
 	struct vq_update update;	/* mem is ignored */
 	struct guest_mem *inflight_mem;	/* NULL: not tracked */
 	void *inflight;			/* this queue's part of it, inflight_size() long */
+	bool settled;			/* nobody else can have requests under way */
 	uint32_t inflight_num;		/* its entries */
 	int kick_fd;			/* -1: none */
 	uint64_t features;
@@ -154,10 +167,10 @@ int vq_create(const struct vq_params *params, struct vq **out) CONTROL_ONLY;
 void vq_free(struct vq *vq) CONTROL_ONLY;
 void vq_start(struct vq *vq) CONTROL_ONLY;
 /*
- * Ends in session_vq_stopped(), when its requests have ended. detach: what ends from
- * now on is not told to the guest, whose rings another session may be serving.
+ * Ends in session_vq_stopped(), when its requests have ended. VQ_ABANDON: if there are
+ * any, in session_vq_abandoned() at once, and in abandoned_ended() when they have.
  */
-void vq_stop(struct vq *vq, bool detach) CONTROL_ONLY;
+void vq_stop(struct vq *vq, enum vq_stop how) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
 /*
@@ -217,6 +230,9 @@ struct vhost_vq {
 	bool held;			/* waits for a session that shares its memory; logged */
 	bool waits;			/* for the storage */
 	bool refused;			/* since another process uses it; logged */
+	bool abandon;			/* asked to stop without waiting for requests */
+	bool finish;			/* to stop once it has run: it owes the guest requests */
+	bool handed;			/* a predecessor's that has settled its storage */
 };
 
 struct vhost_session {
@@ -327,6 +343,11 @@ bool sessions_ending(void) CONTROL_ONLY;
 /* Every vq wants an update (coalescing, cache mode). */
 void session_update_vqs(struct vhost_session *s) CONTROL_ONLY;
 void session_vq_stopped(struct vhost_vq *vvq) CONTROL_ONLY;
+void session_vq_abandoned(struct vhost_vq *vvq) CONTROL_ONLY;
+/* Whether it waits to run, and then has requests to do again. */
+bool session_vq_is_owing(const struct vhost_vq *vvq) CONTROL_ONLY;
+/* How many of its vqs wait for requests that others began on the same storage. */
+unsigned int session_waiting(const struct vhost_session *s) CONTROL_ONLY;
 void session_vq_updated(struct vhost_vq *vvq) CONTROL_ONLY;
 /* handover.c: vq->oldest_us is current. */
 void session_vq_measured(struct vhost_vq *vvq) CONTROL_ONLY;
@@ -334,6 +355,22 @@ void session_vq_measured(struct vhost_vq *vvq) CONTROL_ONLY;
 void session_want_anew(struct vhost_session *s) CONTROL_ONLY;
 /* messages.c: a message has arrived whole and its shape has been checked. */
 void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONLY;
+
+/* ------- rings that were stopped without their requests: abandon.c ------- */
+
+/* Whether its running vq may be stopped so, having been asked to. */
+bool vvq_may_abandon(const struct vhost_vq *vvq) CONTROL_ONLY;
+/* It has left its vhost_vq. */
+void abandoned_add(struct vq *vq) CONTROL_ONLY;
+/* Its requests have ended: frees it, and perhaps its session, if that closes. */
+void abandoned_ended(struct vq *vq) CONTROL_ONLY;
+bool abandoned_any(void) CONTROL_ONLY;
+/* Whether the session has left any; their requests in flight are added to *inflight. */
+bool abandoned_of(const struct vhost_session *s, uint64_t *inflight) CONTROL_ONLY;
+/* Whether the controller's bdev, or its former one, has requests left of its sessions. */
+bool abandoned_in_bdev(const struct vhost_controller *c) CONTROL_ONLY;
+/* Whether a ring of this session has to wait for requests that were left. */
+bool abandoned_hold(const struct vhost_session *s) CONTROL_ONLY;
 
 /* ------- while everything is handed over: handover.c ------- */
 

@@ -13,8 +13,10 @@
  * between the steps by which the in-flight region notes the end of some.
  *
  * A vq that stops pops no more, waits until inflight_now is 0 and the last used
- * entry is published, and reports. A broken vq stays like that until the front
- * end stops it: requests in flight end normally, nothing new is looked at.
+ * entry is published, and reports. One that is abandoned (abandon.c) reports twice:
+ * that it does not touch the rings any more, and that its requests have ended. A
+ * broken vq stays like that until the front end stops it: requests in flight end
+ * normally, nothing new is looked at.
  */
 #include "vhost/vhost_internal.h"
 
@@ -27,6 +29,7 @@
 
 #define BATCH 32
 #define COALESCING_INTERVAL_MS 10
+#define SETTLE_AGAIN_US 50000
 #define LONG_IOVS (VRING_CHAIN_MAX + 64)
 
 /* Room for a long chain; kept by the vq once it has been needed. */
@@ -362,10 +365,23 @@ static void stopped_msg(struct msg *msg)
 	struct vq *vq = container_of(msg, struct vq, msg);
 
 	control_assert();
-	session_vq_stopped(vq->owner);
+	if (vq->abandoned.next)
+		abandoned_ended(vq);
+	else
+		session_vq_stopped(vq->owner);
 }
 
-REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
+/* Before stopped_msg(): messages of one sender keep their order. */
+static void left_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, left_msg);
+
+	control_assert();
+	session_vq_abandoned(vq->owner);
+}
+
+/* The front end's fds are not ours from here on. */
+REACTOR_ONLY static void let_go_of_fds(struct vq *vq)
 {
 	if (vq->call_timer.node.next) {
 		reactor_timer_stop(&vq->call_timer);
@@ -375,6 +391,11 @@ REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
 	reactor_watch_stop(vq->kick_watch);
 	vq->call = NULL;
 	vq->kick_watch = NULL;
+}
+
+REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
+{
+	let_go_of_fds(vq);
 	vq->msg.fn = stopped_msg;
 	control_post(&vq->msg);
 }
@@ -419,6 +440,81 @@ static void vq_publish(struct defer *d)
 		vq_idle(vq);
 }
 
+/* Serve the ring. */
+REACTOR_ONLY static void vq_go(struct vq *vq)
+{
+	reactor_poller_add(&vq->poller);
+	/*
+	 * A back end before us may have published used entries and died before its
+	 * call; and requests that were kicked for may not have been seen.
+	 */
+	if (vq->call)
+		reactor_signal_send(vq->call);
+	vq_resubmit(vq);
+}
+
+/* Stopped meanwhile. What it owes the guest is still done, unless another is to do it. */
+REACTOR_ONLY static bool settle_is_idle(const struct vq *vq)
+{
+	return vq->stopping && (vq->detached || vq->fl->again_count == 0);
+}
+
+REACTOR_ONLY static void settle_submit(struct vq *vq)
+{
+	vq->inflight_now++;
+	bdev_submit(&vq->flush);
+}
+
+static void settle_again(struct timer *t)
+{
+	struct vq *vq = container_of(t, struct vq, settle_timer);
+
+	reactor_assert();
+	settle_submit(vq);
+}
+
+static void settle_done(struct bdev_io *io, int err)
+{
+	struct vq *vq = container_of(io, struct vq, flush);
+
+	reactor_assert();
+	vq->inflight_now--;
+	/*
+	 * Another client keeps the lock, say: what it may have under way is not known. One
+	 * that is fenced does no harm, and its guest had better hear of it.
+	 */
+	if (err && err != -ESHUTDOWN && !settle_is_idle(vq)) {
+		log_limited(LOG_WARNING, vq->limit, "%s: cannot tell whether others' requests have "
+			    "ended: %s: asking again", vq->name, strerror(-err));
+		reactor_timer_start(&vq->settle_timer, SETTLE_AGAIN_US);
+		return;
+	}
+	vq->settle = false;
+	counter_set(&vq->settling, 0);
+	if (!vq->stopping) {
+		vq_go(vq);
+		return;
+	}
+	if (!vq->detached)
+		vq_resubmit(vq);
+	if (vq->inflight_now == 0 && !vq->publish.queued)
+		vq_idle(vq);
+}
+
+/*
+ * What others left under way on this storage must have ended before the first request:
+ * what is done again comes after it, and what is read is not older.
+ */
+REACTOR_ONLY static void vq_settle(struct vq *vq)
+{
+	counter_set(&vq->settling, 1);
+	vq->settle_timer.fn = settle_again;
+	vq->flush.ch = vq->ch;
+	vq->flush.type = BDEV_FLUSH;
+	vq->flush.done = settle_done;
+	settle_submit(vq);
+}
+
 static void start_msg(struct msg *msg)
 {
 	struct vq *vq = container_of(msg, struct vq, start);
@@ -430,14 +526,26 @@ static void start_msg(struct msg *msg)
 		vq->no_kick = true;
 	vq->interval_start = reactor_now();
 	vring_disable_kick(&vq->vring);
-	reactor_poller_add(&vq->poller);
-	/*
-	 * A back end before us may have published used entries and died before its
-	 * call; and requests that were kicked for may not have been seen.
-	 */
-	if (vq->call)
-		reactor_signal_send(vq->call);
-	vq_resubmit(vq);
+	if (vq->settle)
+		vq_settle(vq);
+	else
+		vq_go(vq);
+}
+
+/*
+ * What has ended is told to the guest now; nothing is from here on. What is in flight,
+ * or cached, goes on without its ring.
+ */
+REACTOR_ONLY static void vq_abandon(struct vq *vq)
+{
+	if (vq->publish.queued && vq_show(vq))
+		vq_notify(vq);
+	vq->detached = true;
+	let_go_of_fds(vq);
+	if (vq->inflight_now == 0 && !vq->own_cache)
+		return;
+	vq->left_msg.fn = left_msg;
+	control_post(&vq->left_msg);
 }
 
 static void stop_msg(struct msg *msg)
@@ -446,9 +554,17 @@ static void stop_msg(struct msg *msg)
 
 	reactor_assert();
 	vq->stopping = true;
-	vq->detached = vq->detach_wanted;
-	if (!vq->broken)
+	vq->detached = vq->stop_how != VQ_DRAIN;
+	if (!vq->broken && !vq->settle)
 		reactor_poller_del(&vq->poller);
+	if (vq->stop_how == VQ_ABANDON)
+		vq_abandon(vq);
+	if (vq->settle_timer.node.next) {
+		if (!settle_is_idle(vq))
+			return;
+		reactor_timer_stop(&vq->settle_timer);
+		counter_set(&vq->settling, 0);
+	}
 	if (vq->inflight_now == 0 && !vq->publish.queued)
 		vq_idle(vq);
 }
@@ -532,9 +648,9 @@ void vq_start(struct vq *vq)
 	reactor_post(vq->reactor, &vq->start);
 }
 
-void vq_stop(struct vq *vq, bool detach)
+void vq_stop(struct vq *vq, enum vq_stop how)
 {
-	vq->detach_wanted = detach;
+	vq->stop_how = how;
 	vq->msg.fn = stop_msg;
 	reactor_post(vq->reactor, &vq->msg);
 }
@@ -628,6 +744,8 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	}
 	/* Not before the storage is ours: another back end may still write the region. */
 	rc = tracking_create(vq, p);
+	vq->settle = vq->fl && !vq->fl->fresh && !p->settled && vq->ch &&
+		bdev_settles(bdev_channel_bdev(vq->ch));
 	if (rc == 0)
 		rc = reqs_create(vq, p->ring.num);
 	if (rc < 0)

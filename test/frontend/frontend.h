@@ -96,6 +96,8 @@ enum fe_protocol_feature {
 	FE_PF_INBAND_NOTIFICATIONS = 14,
 	FE_PF_CONFIGURE_MEM_SLOTS = 15,
 	FE_PF_STATUS = 16,
+	FE_PF_GET_VRING_BASE_INFLIGHT = 20,
+	FE_PF_GET_VRING_BASE_SKIP_DRAIN = 23,
 };
 
 /* Virtio feature bits beside those of <linux/virtio_blk.h>. */
@@ -161,6 +163,8 @@ enum fe_style {
 #define FE_O_STATUS 0x800u		/* take STATUS if offered and walk through the status bits */
 #define FE_O_NO_PROTOCOL_FEATURES 0x1000u	/* a client of before bit 30: rings run at the kick */
 #define FE_O_PACKED 0x2000u		/* packed rings when the device offers them */
+#define FE_O_BASE_INFLIGHT 0x4000u	/* take GET_VRING_BASE_INFLIGHT, as QEMU 11.0 may */
+#define FE_O_SKIP_DRAIN 0x8000u		/* and GET_VRING_BASE_SKIP_DRAIN, as later ones may */
 
 struct fe_opts {
 	uint32_t style;			/* enum fe_style */

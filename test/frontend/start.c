@@ -242,6 +242,10 @@ static uint64_t choose_protocol(const struct fe *fe)
 		take |= FE_BIT(FE_PF_CONFIGURE_MEM_SLOTS);
 	if (o->flags & FE_O_STATUS)
 		take |= FE_BIT(FE_PF_STATUS);
+	if (o->flags & (FE_O_BASE_INFLIGHT | FE_O_SKIP_DRAIN))
+		take |= FE_BIT(FE_PF_GET_VRING_BASE_INFLIGHT);
+	if (o->flags & FE_O_SKIP_DRAIN)
+		take |= FE_BIT(FE_PF_GET_VRING_BASE_SKIP_DRAIN);
 	return fe->offered_protocol & take & ~o->protocol_off;
 }
 

@@ -33,6 +33,7 @@ GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, GET_QUEUE_NUM, SET_VRING_ENABLE = 
 SET_BACKEND_REQ_FD, GET_CONFIG, SET_CONFIG, GET_INFLIGHT_FD, SET_INFLIGHT_FD = 21, 24, 25, 31, 32
 RESET_DEVICE, GET_MAX_MEM_SLOTS, ADD_MEM_REG, REM_MEM_REG, SET_STATUS, GET_STATUS = (
     34, 36, 37, 38, 39, 40)
+GET_VRING_BASE_SKIP_DRAIN = 45
 BACKEND_CONFIG_CHANGE = 2
 VERSION, REPLY, NEED_REPLY = 1, 4, 8
 
@@ -40,6 +41,7 @@ VERSION, REPLY, NEED_REPLY = 1, 4, 8
 PF_MQ, PF_LOG_SHMFD, PF_REPLY_ACK, PF_BACKEND_REQ, PF_CONFIG = 0, 1, 3, 5, 9
 PF_BACKEND_SEND_FD, PF_INFLIGHT_SHMFD, PF_RESET_DEVICE = 10, 12, 13
 PF_INBAND_NOTIFICATIONS, PF_CONFIGURE_MEM_SLOTS, PF_STATUS = 14, 15, 16
+PF_GET_VRING_BASE_INFLIGHT, PF_GET_VRING_BASE_SKIP_DRAIN = 20, 23
 
 # Virtio feature bits.
 F_SIZE_MAX, F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY = 1, 2, 4, 5, 6, 9, 10
@@ -65,7 +67,7 @@ FLAGS = {
     "indirect": 0x1, "event_idx": 0x2, "legacy": 0x4, "mem_table": 0x8, "no_kick_fd": 0x10,
     "no_call_fd": 0x20, "no_backend_channel": 0x40, "no_inflight": 0x80, "no_start": 0x100,
     "pf_need_reply": 0x200, "no_enable": 0x400, "status": 0x800, "no_protocol_features": 0x1000,
-    "packed": 0x2000,
+    "packed": 0x2000, "base_inflight": 0x4000, "skip_drain": 0x8000,
 }
 
 Completion = namedtuple("Completion", "head len cookie status")
@@ -197,6 +199,19 @@ class Queue:
         base = abi.U32()
         self._l.fe_vq_stop(self.vq, C.byref(base))
         return base.value
+
+    def leave(self, request=GET_VRING_BASE_SKIP_DRAIN):
+        """Stop without waiting for requests. -> the base"""
+        m = abi.Msg()
+        self._l.fe_call(C.cast(self.fe, abi.P), request,
+                        _bytes(struct.pack("<II", self.index, 0)), 8, None, 0, C.byref(m))
+        index, base = struct.unpack_from("<II", bytes(m.payload[:8]))
+        if index != self.index:
+            raise AssertionError("the base of queue %d was answered with that of %d"
+                                 % (self.index, index))
+        self.vq.contents.started = False
+        self.vq.contents.base = base
+        return base
 
     def reset(self):
         self._l.fe_vq_reset(self.vq)

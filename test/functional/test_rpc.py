@@ -451,7 +451,8 @@ class Controllers(RpcCase):
             (session,) = c['sessions']
             self.assertEqual(session, {'vid': session['vid'], 'id': 0, 'name': 'cs0',
                                        'started': True, 'max_queues': 1,
-                                       'inflight_task_cnt': 0})
+                                       'inflight_task_cnt': 0, 'waiting_queues': 0,
+                                       'abandoned_task_cnt': 0})
             (b,) = t.rpc('bdev_get_iostat', names=['malA'])['bdevs']
             self.assertEqual((b['num_write_ops'], b['bytes_written']), (10, 40960))
             self.assertEqual((b['num_read_ops'], b['bytes_read']), (7, 28672))
