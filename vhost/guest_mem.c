@@ -171,6 +171,7 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 	if (!region)
 		return -ENOMEM;
 	region->map_len = len;
+	region->page_size = page;
 	region->map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
 			   (off_t)start);
 	if (region->map == MAP_FAILED) {
@@ -210,7 +211,10 @@ static void unmap_run(struct job *job)
 
 static void unmap_done(struct job *job)
 {
-	free(container_of(job, struct mem_region, unmap));
+	struct mem_region *region = container_of(job, struct mem_region, unmap);
+
+	free(region->present);
+	free(region);
 }
 
 void mem_region_free(struct mem_region *region)

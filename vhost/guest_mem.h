@@ -24,6 +24,11 @@ struct mem_region {
 	int fd;			/* our own, for a successor */
 	void *map;		/* what was mapped: whole pages around it */
 	size_t map_len;
+	uint64_t page_size;	/* of the file */
+	/* Postcopy, see vhost/pages.h. */
+	_Atomic uint64_t *present;	/* NULL: no page is missing */
+	uint64_t pager_map;	/* its pager's address of map */
+	uint32_t pager_id;
 	unsigned int refs;	/* tables that have it */
 	struct bus_slot *slot;	/* where the SIGBUS handler finds it */
 	struct job unmap;
@@ -38,6 +43,7 @@ struct mem_span {
 struct guest_mem {
 	unsigned int refs;
 	unsigned int count;
+	bool paged;			/* postcopy: pages may be missing */
 	struct mem_region **regions;	/* in the order of spans */
 	struct mem_span spans[];	/* by gpa, no two overlap */
 };
