@@ -524,6 +524,8 @@ CONTROL_ONLY static int start(struct options *o)
 		rc = reactors_start(&reactors);
 	if (rc == 0)
 		rc = vhost_init(o->socket_dir);
+	if (rc == 0)
+		vhost_offer_postcopy();
 	app.options = o;
 	takeover_on_loss(leave);
 	/* What is wrong with it must be known while there is a predecessor. */
@@ -547,9 +549,11 @@ int main(int argc, char **argv)
 		.poll_us = REACTOR_POLL_ALWAYS,
 		.lock_cores = true,
 	};
-	int rc = parse_options(&o, argc, argv);
 	unsigned int rounds = 0;
+	int rc;
 
+	vhost_pager(argv[0]);
+	rc = parse_options(&o, argc, argv);
 	if (rc >= 0)
 		return rc;
 	raise_fd_limit();

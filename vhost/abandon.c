@@ -21,7 +21,8 @@ static struct list abandoned = LIST_INIT(abandoned);	/* struct vq.abandoned */
 
 bool vvq_may_abandon(const struct vhost_vq *vvq)
 {
-	return vvq->abandon && vvq->vq->fl && vvq->vq->ch &&
+	/* While pages are missing, what is begun depends on the front end. */
+	return vvq->abandon && vvq->vq->fl && vvq->vq->ch && !vvq->vq->fetch &&
 	       bdev_keeps_order(bdev_channel_bdev(vvq->vq->ch));
 }
 

@@ -297,6 +297,11 @@ COLD REACTOR_ONLY static void start_other(struct vq *vq, struct blk_req *req, ui
 		blk_finish(req, status);
 }
 
+COLD REACTOR_ONLY static bool is_present(const struct vq *vq, const struct vring_chain *c)
+{
+	return pages_present_iov(vq->vring.mem, c->iov, c->out + c->in, vq->vring.fetch);
+}
+
 enum vring_fault blk_map(struct vq *vq, struct blk_req *req, const struct vring_head *head)
 {
 	struct vring_chain *c = &req->chain;
@@ -312,6 +317,8 @@ enum vring_fault blk_map(struct vq *vq, struct blk_req *req, const struct vring_
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
+	if (unlikely(vq->vring.fetch) && !is_present(vq, c))
+		return VRING_MISSING;
 	req->status = take_status(c);
 	prefetch_write(req->status);
 	return VRING_OK;

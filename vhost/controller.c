@@ -11,6 +11,8 @@
  */
 #include "vhost/vhost_internal.h"
 
+#include "vhost/pager.h"
+
 #include "reactor/log.h"
 
 #include <stdio.h>
@@ -640,9 +642,21 @@ int vhost_init(const char *dir)
 	return guest_mem_init(memory_lost);
 }
 
-/* The last controller is gone, or there was none. */
-static void vhost_gone(void (*done)(void))
+void vhost_pager(const char *name)
 {
+	if (name && !strcmp(name, PAGER_NAME))
+		pager_main();
+}
+
+void vhost_offer_postcopy(void)
+{
+	postcopy_init();
+}
+
+/* The last controller is gone, or there was none. */
+CONTROL_ONLY static void vhost_gone(void (*done)(void))
+{
+	postcopy_fini();
 	guest_mem_fini();
 	free(socket_dir);
 	socket_dir = NULL;

@@ -61,7 +61,8 @@ void vhost_freeze(void)
 
 static void look_settled(struct vhost_session *s, void *arg)
 {
-	if (s->settled || s->conn.received > 0)
+	/* A pager and what waits for it cannot be handed over: it will end. */
+	if (s->settled || s->conn.received > 0 || s->postcopy)
 		*(bool *)arg = false;
 }
 

@@ -62,6 +62,16 @@ CONTROL_ONLY static void refuse(struct vhost_session *s, const char *why)
 	session_close(s);
 }
 
+void session_reply(struct vhost_session *s, uint32_t size)
+{
+	reply(s, size);
+}
+
+void session_refuse(struct vhost_session *s, const char *why)
+{
+	refuse(s, why);
+}
+
 /* ------- finding a virtqueue ------- */
 
 CONTROL_ONLY static struct vhost_vq *vvq_get(struct vhost_session *s, uint64_t index)
@@ -110,15 +120,20 @@ CONTROL_ONLY static void set_features(struct vhost_session *s, struct vhost_msg 
 		session_want_anew(s);
 }
 
+static uint64_t protocol_features(void)
+{
+	return PROTOCOL_FEATURES | (postcopy_offered() ? BIT(VU_F_PAGEFAULT) : 0);
+}
+
 CONTROL_ONLY static void get_protocol_features(struct vhost_session *s, struct vhost_msg *msg)
 {
-	msg->u64 = PROTOCOL_FEATURES;
+	msg->u64 = protocol_features();
 	reply(s, sizeof(msg->u64));
 }
 
 CONTROL_ONLY static void set_protocol_features(struct vhost_session *s, struct vhost_msg *msg)
 {
-	if (msg->u64 & ~PROTOCOL_FEATURES) {
+	if (msg->u64 & ~protocol_features()) {
 		refuse(s, "protocol features that were not offered");
 		return;
 	}
@@ -219,13 +234,19 @@ CONTROL_ONLY static void set_config(struct vhost_session *s, struct vhost_msg *m
 /* ------- messages: memory ------- */
 
 /* Map regions[0..count) of a message; all or none. */
-CONTROL_ONLY static int map_regions(const struct vu_mem_region *from, unsigned int count,
-				    const struct vhost_msg *msg, struct mem_region **regions)
+CONTROL_ONLY static int map_regions(struct vhost_session *s, const struct vu_mem_region *from,
+				    unsigned int count, const struct vhost_msg *msg,
+				    struct mem_region **regions)
 {
 	for (unsigned int i = 0; i < count; i++) {
 		int rc = mem_region_map(from[i].gpa, from[i].size, from[i].uva, from[i].offset,
 					msg->fds[i], &regions[i]);
 
+		if (rc == 0) {
+			rc = postcopy_region(s, regions[i]);
+			if (rc < 0)
+				i++;
+		}
 		if (rc < 0) {
 			while (i-- > 0)
 				mem_region_free(regions[i]);
@@ -248,13 +269,17 @@ CONTROL_ONLY static void set_mem_table(struct vhost_session *s, struct vhost_msg
 	struct guest_mem *mem;
 	int rc;
 
+	if (postcopy_ack(s, msg)) {
+		postcopy_acknowledged(s, msg);
+		return;
+	}
 	if (count == 0 || count > VHOST_FDS_MAX || count != msg->fd_count ||
 	    msg->header.size < offsetof(struct vu_mem_table, regions) +
 	    count * sizeof(struct vu_mem_region)) {
 		refuse(s, "number of regions");
 		return;
 	}
-	rc = map_regions(msg->table.regions, count, msg, regions);
+	rc = map_regions(s, msg->table.regions, count, msg, regions);
 	if (rc < 0) {
 		refuse(s, rc == -EINVAL ? "a region lies outside its file" : strerror(-rc));
 		return;
@@ -267,6 +292,7 @@ CONTROL_ONLY static void set_mem_table(struct vhost_session *s, struct vhost_msg
 		return;
 	}
 	set_memory(s, mem);
+	postcopy_memory(s, true);
 	session_want_anew(s);
 }
 
@@ -276,11 +302,29 @@ CONTROL_ONLY static void get_max_mem_slots(struct vhost_session *s, struct vhost
 	reply(s, sizeof(msg->u64));
 }
 
+/* Whether a message about one region is about one; if not, it has been dealt with. */
+CONTROL_ONLY static bool is_region(struct vhost_session *s, struct vhost_msg *msg,
+				   unsigned int fds_min)
+{
+	if (postcopy_ack(s, msg)) {
+		postcopy_acknowledged(s, msg);
+		return false;
+	}
+	if (msg->header.size == sizeof(struct vu_mem_slot) && msg->fd_count >= fds_min)
+		return true;
+	refuse(s, "no region, or no file descriptor with it");
+	return false;
+}
+
 CONTROL_ONLY static void add_mem_reg(struct vhost_session *s, struct vhost_msg *msg)
 {
 	struct mem_region *region;
 	struct guest_mem *mem;
-	int rc = map_regions(&msg->slot.region, 1, msg, &region);
+	int rc;
+
+	if (!is_region(s, msg, 1))
+		return;
+	rc = map_regions(s, &msg->slot.region, 1, msg, &region);
 
 	if (rc < 0) {
 		refuse(s, rc == -EINVAL ? "the region lies outside its file" : strerror(-rc));
@@ -294,6 +338,7 @@ CONTROL_ONLY static void add_mem_reg(struct vhost_session *s, struct vhost_msg *
 		return;
 	}
 	set_memory(s, mem);
+	postcopy_memory(s, true);
 	/* All old regions are in the new table: running vqs just take it over. */
 	for (unsigned int i = 0; i < s->vq_count; i++) {
 		if (s->vqs[i])
@@ -306,13 +351,18 @@ CONTROL_ONLY static void rem_mem_reg(struct vhost_session *s, struct vhost_msg *
 {
 	const struct vu_mem_region *r = &msg->slot.region;
 	struct guest_mem *mem;
-	int rc = guest_mem_remove(s->mem, r->gpa, r->size, r->uva, &mem);
+	int rc;
+
+	if (!is_region(s, msg, 0))
+		return;
+	rc = guest_mem_remove(s->mem, r->gpa, r->size, r->uva, &mem);
 
 	if (rc < 0) {
 		refuse(s, rc == -ENOENT ? "there is no such region" : strerror(-rc));
 		return;
 	}
 	set_memory(s, mem);
+	postcopy_memory(s, false);
 	session_want_anew(s);
 }
 
@@ -629,6 +679,8 @@ CONTROL_ONLY static void set_vring_enable(struct vhost_session *s, struct vhost_
 
 /* name, handler, payload min, max, fds min, max, replies, protocol feature */
 static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
+	/* QEMU's confirmation in postcopy when its memory has not changed. */
+	[VU_NONE] = { "NONE", postcopy_acknowledged, U64, U64, 0, 0, false, VU_F_PAGEFAULT },
 	[VU_GET_FEATURES] = { "GET_FEATURES", get_features, 0, 0, 0, 0, true, ANY },
 	[VU_SET_FEATURES] = { "SET_FEATURES", set_features, U64, U64, 0, 0, false, ANY },
 	[VU_SET_OWNER] = { "SET_OWNER", set_owner, 0, 0, 0, 0, false, ANY },
@@ -663,9 +715,11 @@ static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
 			    true, VU_F_CONFIG },
 	[VU_SET_CONFIG] = { "SET_CONFIG", set_config, CONFIG_MIN, sizeof(struct vu_config), 0, 0,
 			    false, VU_F_CONFIG },
-	[VU_POSTCOPY_ADVISE] = { "POSTCOPY_ADVISE", NULL, 0, U64, 0, 1, true, ANY },
-	[VU_POSTCOPY_LISTEN] = { "POSTCOPY_LISTEN", NULL, 0, U64, 0, 0, false, ANY },
-	[VU_POSTCOPY_END] = { "POSTCOPY_END", NULL, 0, U64, 0, 0, true, ANY },
+	[VU_POSTCOPY_ADVISE] = { "POSTCOPY_ADVISE", postcopy_advise, 0, U64, 0, 0, true,
+				 VU_F_PAGEFAULT },
+	[VU_POSTCOPY_LISTEN] = { "POSTCOPY_LISTEN", postcopy_listen, 0, U64, 0, 0, false,
+				 VU_F_PAGEFAULT },
+	[VU_POSTCOPY_END] = { "POSTCOPY_END", postcopy_end, 0, U64, 0, 0, true, VU_F_PAGEFAULT },
 	[VU_GET_INFLIGHT_FD] = { "GET_INFLIGHT_FD", get_inflight_fd, INFLIGHT, 24, 0, 0, true,
 				 VU_F_INFLIGHT_SHMFD },
 	[VU_SET_INFLIGHT_FD] = { "SET_INFLIGHT_FD", set_inflight_fd, INFLIGHT, 24, 1, 1, false,
@@ -674,9 +728,9 @@ static const struct vhost_msg_row rows[VU_REQUEST_MAX] = {
 			      VU_F_RESET_DEVICE },
 	[VU_GET_MAX_MEM_SLOTS] = { "GET_MAX_MEM_SLOTS", get_max_mem_slots, 0, 0, 0, 0, true,
 				   VU_F_CONFIGURE_MEM_SLOTS },
-	[VU_ADD_MEM_REG] = { "ADD_MEM_REG", add_mem_reg, sizeof(struct vu_mem_slot),
-			     sizeof(struct vu_mem_slot), 1, 1, false, VU_F_CONFIGURE_MEM_SLOTS },
-	[VU_REM_MEM_REG] = { "REM_MEM_REG", rem_mem_reg, sizeof(struct vu_mem_slot),
+	[VU_ADD_MEM_REG] = { "ADD_MEM_REG", add_mem_reg, U64,
+			     sizeof(struct vu_mem_slot), 0, 1, false, VU_F_CONFIGURE_MEM_SLOTS },
+	[VU_REM_MEM_REG] = { "REM_MEM_REG", rem_mem_reg, U64,
 			     sizeof(struct vu_mem_slot), 0, 1, false, VU_F_CONFIGURE_MEM_SLOTS },
 	[VU_SET_STATUS] = { "SET_STATUS", set_status, U64, U64, 0, 0, false, VU_F_STATUS },
 	[VU_GET_STATUS] = { "GET_STATUS", get_status, 0, U64, 0, 0, true, VU_F_STATUS },

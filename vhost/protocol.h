@@ -15,6 +15,7 @@
 #define VHOST_PAYLOAD_MAX 4096
 
 enum vhost_request {
+	VU_NONE = 0,
 	VU_GET_FEATURES = 1,
 	VU_SET_FEATURES = 2,
 	VU_SET_OWNER = 3,
@@ -66,6 +67,7 @@ enum vhost_request {
 #define VU_F_LOG_SHMFD 1
 #define VU_F_REPLY_ACK 3
 #define VU_F_BACKEND_REQ 5
+#define VU_F_PAGEFAULT 8
 #define VU_F_CONFIG 9
 #define VU_F_BACKEND_SEND_FD 10
 #define VU_F_INFLIGHT_SHMFD 12

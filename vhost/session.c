@@ -40,6 +40,7 @@ CONTROL_ONLY static void vvq_free(struct vhost_vq *vvq)
 	close_fd(&vvq->call_fd);
 	close_fd(&vvq->err_fd);
 	close_fd(&vvq->old_fd);
+	free(vvq->ring_fetch);
 	free(vvq);
 }
 
@@ -64,12 +65,13 @@ struct vhost_vq *session_vq(struct vhost_session *s, uint64_t index)
 	return vvq;
 }
 
-static bool vvq_should_run(const struct vhost_vq *vvq)
+CONTROL_ONLY static bool vvq_should_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
 	return !s->closing && !s->resting && !vhost_rings_held() && s->mem && vvq->num &&
 	       vvq->has_addr && vvq->kicked && !vvq->failed && !vvq->broken && !vvq->disabled &&
+	       postcopy_may_run(s) &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
 
@@ -331,10 +333,12 @@ CONTROL_ONLY static void vvq_finish(struct vhost_vq *vvq, bool run)
 
 CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 {
-	bool held = vvq->held, waited = vvq->waits, run;
+	bool held = vvq->held, waited = vvq->waits || vvq->ring_fetch, run;
 
 	run = vvq_should_run(vvq);
 	if (run && !vvq->vq && vvq_hold(vvq, busy))
+		run = false;
+	if (run && !vvq->vq && !postcopy_ring_ready(vvq))
 		run = false;
 	if (vvq->stopping || vvq->updating)
 		return;
@@ -364,8 +368,10 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 	}
 }
 
-static bool session_is_settled(const struct vhost_session *s)
+CONTROL_ONLY static bool session_is_settled(const struct vhost_session *s)
 {
+	if (postcopy_is_busy(s))
+		return false;
 	for (unsigned int i = 0; i < s->vq_count; i++) {
 		if (s->vqs[i] && (s->vqs[i]->stopping || s->vqs[i]->updating || s->vqs[i]->finish))
 			return false;
@@ -576,6 +582,7 @@ void session_close(struct vhost_session *s)
 	s->closing = true;
 	list_add_tail(&ending, &s->ending);
 	conn_fini(&s->conn);
+	postcopy_close(s);
 	/* Inside a handler, which still uses s: session_message() goes on from here. */
 	if (!s->busy)
 		session_reconcile(s);

@@ -20,6 +20,12 @@ struct vhost_controller;
 
 /* dir: where the controllers' sockets are made; copied. -errno. */
 int vhost_init(const char *dir) CONTROL_ONLY;
+/*
+ * main() calls vhost_pager() first of all: it does not return in a process that was
+ * started to fetch the pages of one guest. vhost_offer_postcopy() once that is so.
+ */
+void vhost_pager(const char *name);
+void vhost_offer_postcopy(void) CONTROL_ONLY;
 /* fn is called on control when a guest has changed what belongs to the configuration. */
 void vhost_on_change(void (*fn)(void)) CONTROL_ONLY;
 /* Delete all controllers, wait for their sessions' I/O, then call done. */

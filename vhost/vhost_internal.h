@@ -22,6 +22,7 @@
 #include "vhost/dirty_log.h"
 #include "vhost/guest_mem.h"
 #include "vhost/inflight.h"
+#include "vhost/postcopy.h"
 #include "vhost/protocol.h"
 #include "vhost/vhost.h"
 #include "vhost/vring.h"
@@ -107,6 +108,10 @@ struct vq {
 	struct timer call_timer;
 	struct bdev_io flush;
 	struct timer settle_timer;
+	/* Postcopy: see vq_paged.c. */
+	struct page_fetch *fetch;	/* NULL: its memory was never without pages */
+	bool fetching;			/* control has fetch: nothing is begun */
+	unsigned int again_done;	/* of fl->again */
 	/* Read by anyone. */
 	CACHE_ALIGNED counter64 inflight;
 	counter64 requests;
@@ -184,6 +189,15 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head) REACTOR_ONLY
 /* Answer: used entry with `len` bytes written; the slot is free again. */
 void vq_complete(struct vq *vq, struct blk_req *req) REACTOR_ONLY;
 bool vq_grow_iov(struct vring_chain *chain, unsigned int used);
+/* Begin a request, of the ring or to be done again. But for VRING_OK, nothing has begun. */
+enum vring_fault vq_begin(struct vq *vq, const struct vring_head *head, bool again) REACTOR_ONLY;
+/* The pages have come, or will not: go on. */
+void vq_fetched(struct vq *vq) REACTOR_ONLY;
+
+/* vq_paged.c: the poller's poll while pages may be missing. */
+unsigned int vq_poll_paged(struct poller *p);
+/* Have vq->fetch fetched; then vq_fetched(). must: not given up for a mere stop. */
+void vq_fetch(struct vq *vq, bool must) REACTOR_ONLY;
 void vq_release_iov(struct vq *vq, struct blk_req *req);
 
 /*
@@ -233,6 +247,7 @@ struct vhost_vq {
 	bool abandon;			/* asked to stop without waiting for requests */
 	bool finish;			/* to stop once it has run: it owes the guest requests */
 	bool handed;			/* a predecessor's that has settled its storage */
+	struct page_fetch *ring_fetch;	/* postcopy: its ring; NULL: never needed */
 };
 
 struct vhost_session {
@@ -261,6 +276,7 @@ struct vhost_session {
 	uint16_t inflight_queues;	/* it has room for, of inflight_num entries each */
 	uint16_t inflight_num;
 	int backend_fd;			/* our channel to the front end, -1: none */
+	struct postcopy *postcopy;	/* NULL: none is announced or under way */
 	uint64_t offered;		/* features at the time it connected */
 	bool busy;			/* inside a handler */
 	/*
@@ -355,6 +371,9 @@ void session_vq_measured(struct vhost_vq *vvq) CONTROL_ONLY;
 void session_want_anew(struct vhost_session *s) CONTROL_ONLY;
 /* messages.c: a message has arrived whole and its shape has been checked. */
 void session_message(struct vhost_session *s, struct vhost_msg *msg) CONTROL_ONLY;
+/* For handlers elsewhere: answer with `size` bytes of conn.msg; refuse, and end the session. */
+void session_reply(struct vhost_session *s, uint32_t size) CONTROL_ONLY;
+void session_refuse(struct vhost_session *s, const char *why) CONTROL_ONLY;
 
 /* ------- rings that were stopped without their requests: abandon.c ------- */
 

@@ -202,7 +202,9 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 	if (vq->broken)
 		return;
 	vq->broken = true;
-	reactor_poller_del(&vq->poller);
+	/* One that stops may still be resubmitting: see vq_fetched(). */
+	if (!vq->stopping)
+		reactor_poller_del(&vq->poller);
 	log_limited(LOG_ERROR, vq->limit, "%s: %s (descriptor %u, avail %u, used %u); "
 		    "the queue is broken until the driver resets it", vq->name,
 		    vring_fault_text(fault), head, vq->vring.last_avail, vq->vring.used_idx);
@@ -216,9 +218,10 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 
 /*
  * Map a request and, if it is a packed ring's, note it. Its header is read later, by
- * blk_start(): meanwhile others of the batch are mapped. False: the queue is broken.
+ * blk_start(): meanwhile others of the batch are mapped.
  */
-REACTOR_ONLY static inline bool vq_map(struct vq *vq, const struct vring_head *head, bool again)
+REACTOR_ONLY static inline enum vring_fault vq_map(struct vq *vq, const struct vring_head *head,
+						   bool again)
 {
 	struct blk_req *req = &vq->reqs[head->id];
 	enum vring_fault fault = VRING_HEAD_BUSY;
@@ -231,13 +234,32 @@ REACTOR_ONLY static inline bool vq_map(struct vq *vq, const struct vring_head *h
 			req->busy = true;
 			req->count = head->count;
 			vq->inflight_now++;
-			return true;
+			return VRING_OK;
 		}
 		/* From a packed ring it has not been noted; from a split one: forget_rest(). */
-		if (vq->fl && again)
+		if (vq->fl && again && fault != VRING_MISSING)
 			inflight_forget(vq->fl, head->id);
 		vq_release_iov(vq, req);
 	}
+	return fault;
+}
+
+enum vring_fault vq_begin(struct vq *vq, const struct vring_head *head, bool again)
+{
+	enum vring_fault fault = vq_map(vq, head, again);
+
+	if (likely(fault == VRING_OK))
+		blk_start(vq, &vq->reqs[head->id]);
+	return fault;
+}
+
+/* False: the queue is broken. */
+REACTOR_ONLY static inline bool map_or_break(struct vq *vq, const struct vring_head *head)
+{
+	enum vring_fault fault = vq_map(vq, head, false);
+
+	if (likely(fault == VRING_OK))
+		return true;
 	vq_break(vq, fault, head->id);
 	return false;
 }
@@ -274,7 +296,7 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 	for (; mapped < n; mapped++) {
 		struct vring_head head = { .id = heads[mapped] };
 
-		if (unlikely(!vq_map(vq, &head, false))) {
+		if (unlikely(!map_or_break(vq, &head))) {
 			forget_rest(vq, heads + mapped, (unsigned int)(n - mapped));
 			break;
 		}
@@ -297,7 +319,7 @@ REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 		__builtin_prefetch(&vq->reqs[heads[i].id]);
 		vring_prefetch_buffer(&vq->vring, heads[i].descs->addr);
 	}
-	while (mapped < n && likely(vq_map(vq, &heads[mapped], false)))
+	while (mapped < n && likely(map_or_break(vq, &heads[mapped])))
 		mapped++;
 	for (int i = 0; i < mapped; i++)
 		blk_start(vq, &vq->reqs[heads[i].id]);
@@ -320,13 +342,24 @@ REACTOR_ONLY static void vq_resubmit(struct vq *vq)
 
 	if (!fl || fl->again_count == 0)
 		return;
-	log_info("%s: resubmitting %u requests that were in flight", vq->name, fl->again_count);
-	for (unsigned int i = 0; i < fl->again_count; i++) {
+	if (vq->again_done == 0)
+		log_info("%s: resubmitting %u requests that were in flight", vq->name,
+			 fl->again_count);
+	for (; vq->again_done < fl->again_count; vq->again_done++) {
+		struct inflight_head *h = &fl->again[vq->again_done];
+		enum vring_fault fault;
+
 		if (fl->packed)
-			inflight_descs(fl, &fl->again[i], vq->descs);
-		if (!vq_map(vq, &fl->again[i].head, true))
+			inflight_descs(fl, h, vq->descs);
+		fault = vq_begin(vq, &h->head, true);
+		if (fault == VRING_MISSING) {
+			vq_fetch(vq, true);
+			return;
+		}
+		if (fault != VRING_OK) {
+			vq_break(vq, fault, h->head.id);
 			break;
-		blk_start(vq, &vq->reqs[fl->again[i].head.id]);
+		}
 	}
 	counter_add(&vq->requests, fl->again_count);
 	counter_set(&vq->inflight, vq->inflight_now);
@@ -348,6 +381,9 @@ static bool vq_arm(struct poller *p)
 	struct vq *vq = container_of(p, struct vq, poller);
 
 	reactor_assert();
+	/* What is fetched comes by a message, which wakes us. */
+	if (vq->fetching)
+		return false;
 	return vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring);
 }
 
@@ -436,7 +472,7 @@ static void vq_publish(struct defer *d)
 	if (likely(!vq->detached) && vq_show(vq))
 		vq_notify(vq);
 	counter_set(&vq->inflight, vq->inflight_now);
-	if (unlikely(vq->stopping) && vq->inflight_now == 0)
+	if (unlikely(vq->stopping) && vq->inflight_now == 0 && !vq->fetching)
 		vq_idle(vq);
 }
 
@@ -497,7 +533,7 @@ static void settle_done(struct bdev_io *io, int err)
 	}
 	if (!vq->detached)
 		vq_resubmit(vq);
-	if (vq->inflight_now == 0 && !vq->publish.queued)
+	if (vq->inflight_now == 0 && !vq->publish.queued && !vq->fetching)
 		vq_idle(vq);
 }
 
@@ -565,7 +601,17 @@ static void stop_msg(struct msg *msg)
 		reactor_timer_stop(&vq->settle_timer);
 		counter_set(&vq->settling, 0);
 	}
-	if (vq->inflight_now == 0 && !vq->publish.queued)
+	if (vq->inflight_now == 0 && !vq->publish.queued && !vq->fetching)
+		vq_idle(vq);
+}
+
+void vq_fetched(struct vq *vq)
+{
+	vq->fetching = false;
+	/* A stop waits for what was in flight before us, unless nobody is left to be told. */
+	if (!vq->broken && !vq->fetch->lost && !vq->detached)
+		vq_resubmit(vq);
+	if (vq->stopping && vq->inflight_now == 0 && !vq->publish.queued && !vq->fetching)
 		vq_idle(vq);
 }
 
@@ -615,14 +661,27 @@ static void set_log(struct vq *vq, const struct vq_update *u)
 	vq->vring.log_used = u->log_used;
 }
 
+/* Queues that find all of their memory there know nothing of pages. */
+static void set_mem(struct vq *vq, const struct guest_mem *mem)
+{
+	bool paged = mem->paged && vq->fetch;
+	bool indirect = vq->vring.indirect || vq->vring.indirect_paged;
+
+	vq->vring.mem = mem;
+	vq->vring.hint = &mem->spans[0];
+	vq->vring.fetch = paged ? vq->fetch : NULL;
+	vq->vring.indirect = indirect && !paged;
+	vq->vring.indirect_paged = indirect && paged;
+	vq->poller.poll = paged ? vq_poll_paged : vq_poll;
+}
+
 static void update_msg(struct msg *msg)
 {
 	struct vq *vq = container_of(msg, struct vq, msg);
 	struct vq_update *u = &vq->update;
 
 	reactor_assert();
-	vq->vring.mem = u->mem;
-	vq->vring.hint = &u->mem->spans[0];
+	set_mem(vq, u->mem);
 	vq->writethrough = u->writethrough;
 	vq->coalescing_us = u->coalescing_us;
 	vq->coalescing_iops = u->coalescing_iops;
@@ -650,6 +709,7 @@ void vq_start(struct vq *vq)
 
 void vq_stop(struct vq *vq, enum vq_stop how)
 {
+	page_fetch_cancel(vq->fetch);
 	vq->stop_how = how;
 	vq->msg.fn = stop_msg;
 	reactor_post(vq->reactor, &vq->msg);
@@ -682,6 +742,18 @@ CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p
 	vq->inflight_mem = guest_mem_get(p->inflight_mem);
 	rc = inflight_create(p->inflight, p->inflight_num, &vq->vring, &vq->fl);
 	return rc == -EINVAL ? -EBADMSG : rc;
+}
+
+static int paging_create(struct vq *vq, const struct guest_mem *mem)
+{
+	if (!mem->paged)
+		return 0;
+	vq->fetch = calloc(1, sizeof(*vq->fetch));
+	if (!vq->fetch)
+		return -ENOMEM;
+	vq->fetch->owner = vq;
+	set_mem(vq, mem);
+	return 0;
 }
 
 static int reqs_create(struct vq *vq, uint32_t num)
@@ -733,6 +805,9 @@ int vq_create(const struct vq_params *p, struct vq **out)
 		goto fail;
 	vq->log_mem = p->update.log_mem ? guest_mem_get(p->update.log_mem) : NULL;
 	set_log(vq, &p->update);
+	rc = paging_create(vq, p->mem);
+	if (rc < 0)
+		goto fail;
 	if (p->desc && p->desc->bdev) {
 		vq->ch = bdev_channel_get(p->desc, p->reactor);
 		if (!vq->ch) {
@@ -777,5 +852,6 @@ void vq_free(struct vq *vq)
 	inflight_free(vq->fl);
 	free(vq->ended);
 	free(vq->descs);
+	free(vq->fetch);
 	free(vq);
 }

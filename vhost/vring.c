@@ -37,6 +37,7 @@ const char *vring_fault_text(enum vring_fault fault)
 		[VRING_ORDER] = "readable descriptor after a writable one",
 		[VRING_NO_STATUS] = "request without a writable status byte",
 		[VRING_NO_MEMORY] = "out of memory for a long descriptor chain",
+		[VRING_MISSING] = "request in memory that is missing",
 	};
 
 	return texts[fault];

@@ -17,6 +17,7 @@
 #include "reactor/base.h"
 #include "vhost/dirty_log.h"
 #include "vhost/guest_mem.h"
+#include "vhost/pages.h"
 
 #include <sys/uio.h>
 
@@ -42,6 +43,7 @@ enum vring_fault {
 	VRING_ORDER,		/* readable after writable */
 	VRING_NO_STATUS,	/* no writable byte to answer in */
 	VRING_NO_MEMORY,	/* ours: no room for a long chain */
+	VRING_MISSING,		/* postcopy: pages of it are missing; vring.fetch has them */
 	VRING_FAULTS
 };
 const char *vring_fault_text(enum vring_fault fault);
@@ -84,8 +86,10 @@ struct vring {
 	const struct mem_span *hint;
 	const struct dirty_log *log;	/* NULL: what we write is not logged */
 	uint64_t log_used;	/* guest address of the used ring; DIRTY_LOG_NONE: not logged */
+	struct page_fetch *fetch;	/* NULL: no page of mem is missing */
 	uint16_t num, mask;
 	bool event_idx, indirect;
+	bool indirect_paged;	/* instead of indirect, while fetch is set: saves a look at that */
 	/* Ours. */
 	uint16_t last_avail;	/* next avail entry to look at */
 	uint16_t used_idx;	/* next used entry to write; published by vring_publish() */

@@ -24,10 +24,16 @@ static inline enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint3
 	const struct mem_span *span = vr->hint;
 	uint64_t offset = gpa - span->gpa;
 
-	if (unlikely(!vr->indirect || len == 0 || len % 16))
+	if (unlikely(len == 0 || len % 16))
 		return VRING_INDIRECT;
 	if (unlikely(len / 16 > VRING_CHAIN_MAX))
 		return VRING_LOOP;
+	if (unlikely(!vr->indirect)) {
+		if (!vr->indirect_paged)
+			return VRING_INDIRECT;
+		if (!pages_present_gpa(vr->mem, gpa, len, vr->fetch))
+			return VRING_MISSING;
+	}
 	*table = span->hva + offset;
 	/* Its words must load whole. */
 	if (unlikely(offset >= span->size || len > span->size - offset ||
