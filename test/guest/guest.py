@@ -320,12 +320,16 @@ class Guest:
 
     # ---- migration ------------------------------------------------------------------
 
-    def migrate_start(self, to, **parameters):
+    def migrate_start(self, to, postcopy=False, **parameters):
         """Start a live migration; parameters: those of migrate-set-parameters."""
         while self._has_event("MIGRATION"):
             self.wait_event("MIGRATION")
         self.qmp("migrate-set-capabilities",
-                 capabilities=[{"capability": "events", "state": True}])
+                 capabilities=[{"capability": "events", "state": True},
+                               {"capability": "postcopy-ram", "state": postcopy}])
+        if postcopy:
+            to.qmp("migrate-set-capabilities",
+                   capabilities=[{"capability": "postcopy-ram", "state": True}])
         self.qmp("migrate-set-parameters", **parameters)
         self.qmp("migrate", uri="unix:%s/incoming" % to.tmp)
 
@@ -339,14 +343,18 @@ class Guest:
             if status == "completed":
                 raise GuestError("the migration was too fast to be cancelled")
 
-    def migrate_to(self, to, timeout=60, **parameters):
+    def migrate_to(self, to, timeout=60, postcopy=None, **parameters):
         """Live migration to a QEMU that waits for it; query-migrate's last answer.
+
+        postcopy: the guest goes over after so many seconds, and what is left of its memory
+        follows; None: its memory goes first.
 
         The scripts under way are now those of `to`, and so is `watch`; this Guest is closed.
         When it fails, GuestError with QEMU's reason, and this guest is still what it was.
         """
-        self.migrate_start(to, **parameters)
+        self.migrate_start(to, postcopy is not None, **parameters)
         deadline = time.monotonic() + timeout
+        switch = time.monotonic() + (postcopy or 0)
         status = None
         while status not in ("completed", "failed", "cancelled"):
             if time.monotonic() > deadline:
@@ -356,6 +364,9 @@ class Guest:
             self.watch()
             while self._has_event("MIGRATION"):
                 status = self.wait_event("MIGRATION")["data"]["status"]
+            if postcopy is not None and status == "active" and time.monotonic() > switch:
+                postcopy = None
+                self.qmp("migrate-start-postcopy")
         info = self.qmp("query-migrate")
         if status != "completed":
             raise GuestError("migration %s: %s\n%s%s" % (
