@@ -316,6 +316,7 @@ int file_channel_prepare(struct bdev_channel *ch)
 	struct file_bdev *fb = file_of(ch->bdev);
 	int rc;
 
+	control_assert();
 	if (!fb->opts.lock_in_use || fb->opts.no_lock)
 		return 0;
 	if (fb->locked) {
@@ -340,6 +341,7 @@ void file_channel_unprepare(struct bdev_channel *ch)
 {
 	struct file_bdev *fb = file_of(ch->bdev);
 
+	control_assert();
 	if (!fb->opts.lock_in_use || fb->opts.no_lock || --fb->users > 0)
 		return;
 	lock_drop(fb);
@@ -364,6 +366,7 @@ void file_handover_end(struct bdev *bdev)
 {
 	struct file_bdev *fb = file_of(bdev);
 
+	control_assert();
 	if (!fb->opts.lock_in_use || fb->opts.no_lock || fb->users > 0 || fb->lock_busy)
 		return;
 	/* Those of the other process, too: the open file is one. */

@@ -266,6 +266,7 @@ static void rbd_channel_unprepare(struct bdev_channel *ch)
 {
 	struct rbd_bdev *rb = rbd_of(ch->bdev);
 
+	control_assert();
 	if (--rb->users == 0 && !bdev_is_shared())
 		forget_cache(rb);
 }
@@ -280,6 +281,7 @@ static void rbd_handover_end(struct bdev *bdev)
 {
 	struct rbd_bdev *rb = rbd_of(bdev);
 
+	control_assert();
 	if (rb->users == 0)
 		forget_cache(rb);
 }
