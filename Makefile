@@ -139,6 +139,7 @@ endif
 $(FIO_SRC)/spindle-version: FORCE
 	@test/fio/fetch.sh $(FIO_SRC)
 $(FIO_OBJ): $(FIO_DIR)/%.o: test/fio/%.c Makefile $(FIO_SRC)/spindle-version
+	@mkdir -p $(@D)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CFLAGS_ALL) $(FIO_CFLAGS) -c -o $@ $<
 $(FIO_DIR)/vhost_user_blk.so: $(FIO_OBJ) $(BUILD)/test/libfrontend.a
