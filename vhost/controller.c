@@ -97,7 +97,7 @@ void controller_session_gone(struct vhost_controller *c)
 }
 
 /* Whether a vq still has a channel of the bdev. */
-static bool bdev_in_use(const struct vhost_controller *c)
+CONTROL_ONLY static bool bdev_in_use(const struct vhost_controller *c)
 {
 	const struct vhost_session *s;
 
