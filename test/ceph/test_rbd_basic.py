@@ -52,8 +52,8 @@ class Methods(CephCase):
         t.cli('vhost_create_blk_controller', '--cpumask', '0x1', 'vhost.1', 'Ceph0')
         fe = self.connect(t.path('vhost.1'))
         self.assertEqual(fe.capacity, 128 * MIB // SECTOR)
-        # Ceph's default is a write-back cache.
-        self.assertEqual(fe.config[32], 1)
+        # Volatile writes are for those who ask for them.
+        self.assertEqual(fe.config[32], 0)
         self.check_io(fe)
         shown = json.loads(t.cli('bdev_get_bdevs').stdout)[0]
         self.assertEqual(shown['product_name'], 'Ceph Rbd Disk')

@@ -20,7 +20,7 @@ class Takeover(CephCase, TakeoverCase):
     def test_under_load(self):
         t = self.target('0x1', *ARGS)
         # One with the cache of librbd, one without, one whose key only the target knows.
-        paths = [self.disk(t, self.image('cached', 16), 'c0', name='r0'),
+        paths = [self.disk(t, self.image('cached', 16), 'c0', name='r0', cache='writeback'),
                  self.disk(t, self.image('plain', 16), 'c1', name='r1',
                            config={'rbd_cache': 'false'}),
                  self.disk(t, self.image('key', 16), 'c2', name='r2', key_file=None,

@@ -12,6 +12,8 @@ from vhostcase import F, MIB, VhostCase, spindle
 TAKEN = 'takeover: all is ours'
 GIVEN = 'takeover: a successor serves our guests'
 KEPT = 'going on as before'
+# More than by default: a disk that others use as well may take its time.
+STOP_MS = 5000 * spindle.SLOW
 
 # Records as in rpc/takeover.h and vhost/handover.h.
 MAGIC = 0x53504454
@@ -28,7 +30,7 @@ class Peer:
         self.sock.settimeout(timeout)
 
     @classmethod
-    def successor(cls, t, version=1, stop_ms=1000 * spindle.SLOW):
+    def successor(cls, t, version=1, stop_ms=STOP_MS):
         """Asks a target for all it has, as a successor does."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(t.sock)
@@ -82,7 +84,7 @@ class TakeoverCase(VhostCase):
         kwargs.setdefault('sock', t.sock)
         kwargs.setdefault('directory', t.dir)
         kwargs.setdefault('locks', t.locks)
-        s = spindle.Target(mask or t.mask, f'--takeover={1000 * spindle.SLOW}', *args, **kwargs)
+        s = spindle.Target(mask or t.mask, f'--takeover={STOP_MS}', *args, **kwargs)
         self.addCleanup(self._end_target, s)
         return s.spawn()
 

@@ -252,6 +252,8 @@ class Stuck(TakeoverCase):
         self.load = Load(self.connect(self.disk(self.t), mem_size=8 * MIB), 16)
         self.bad = self.error(self.t, self.malloc(self.t, 'm1'))
         self.fe = self.connect(self.ctrlr(self.t, 'c1', self.bad), mem_size=2 * MIB)
+        # Its messages are through: they would wait during a takeover.
+        self.check_io(self.fe)
         self.inject(self.t, self.bad, 'write', 'pending')
 
     def stick(self):
@@ -272,7 +274,7 @@ class Stuck(TakeoverCase):
         self.stick()
         drive_for([self.load], 1.2 * spindle.SLOW)
         idle.q[0].call_pending(0)
-        s = self.successor(self.t)
+        s = self.successor(self.t, '--takeover=1000')
         self.wait_kept(self.t, [self.load])
         drive([self.load], lambda: not s.running(), 10, 'the end of the successor')
         self.assertEqual(s.wait(), 1)
