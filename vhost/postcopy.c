@@ -107,6 +107,7 @@ void page_fetch_send(struct vhost_session *s, struct page_fetch *f)
 	f->busy = true;
 	f->sent = f->have = 0;
 	list_init(&f->node);
+	f->lost |= s->closing;
 	if (!pc || f->lost || (f->cancelled && !f->must)) {
 		fetch_back(f);
 		return;
@@ -120,7 +121,8 @@ void page_fetch_cancel(struct page_fetch *f)
 	if (!f)
 		return;
 	f->cancelled = true;
-	if (!f->must)
+	/* must is the owner's to write, unless we have it. */
+	if (f->busy && !f->must)
 		fetch_back(f);
 }
 

@@ -14,7 +14,7 @@ import time
 
 import postcopy as P
 from takeovercase import TakeoverCase
-from vhostcase import F, MIB, WAIT, VhostCase, need_huge_pages, pattern, spindle
+from vhostcase import F, MIB, SLOW, WAIT, VhostCase, need_huge_pages, pattern, spindle
 
 PAGE = P.PAGE
 
@@ -346,8 +346,9 @@ class Takeover(TakeoverCase, Case):
         fe = self.frontend()
         source = self.arrive(fe)
         self.check_io(fe)
-        self.successor(self.t)
-        self.wait_kept(self.t)
+        successor = self.successor(self.t)
+        self.wait_kept(self.t, timeout=10 * SLOW)
+        self.assertEqual(successor.wait(), 1)
         self.check_io(fe)
         self.check_ends(fe, source)
         self.take_over(self.t)

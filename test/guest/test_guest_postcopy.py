@@ -34,7 +34,6 @@ class Postcopy(Migrate):
 
 class PostcopyHuge(Postcopy):
     memory = 'hugepages'
-    size = 256
 
 
 del Migrate, TwoTargets
