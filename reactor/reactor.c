@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Reactor threads: the pass, sleeping and waking, pollers, deferred work and
- * timers. The io_uring part is in uring.c, the core locks in corelock.c.
+ * Reactor threads: the pass, sleeping and waking, deferred work and timers. The
+ * pollers are in poller.c, the io_uring part in uring.c, the core locks in corelock.c.
  *
  * A pass is: inbox, pollers, ring completions, timers, DEFER_COMPLETE,
  * DEFER_PUBLISH, one ring submission. Everything a pass has started is thus in
  * the kernel when it ends, by one system call, or none when nothing came up.
  *
- * Sleeping. The reactor says so (`asleep`), then looks at the inbox and lets
- * every poller arm itself and look at its queue; only if all are empty does it
+ * Sleeping. The reactor says so (`asleep`), then looks at the inbox and has
+ * every poller parked, which looks at its queue; only if all are empty does it
  * wait in the ring. A sender pushes its message and then looks at `asleep`.
  * Both sides store before they load, sequentially consistent, so at least one
  * of them sees the other: no wake-up is lost.
@@ -142,52 +142,6 @@ static unsigned int run_inbox(struct reactor *r)
 	return n;
 }
 
-/* ------- pollers ------- */
-
-void reactor_poller_add(struct poller *p)
-{
-	counter_set(&p->runs, 0);
-	counter_set(&p->busy, 0);
-	list_add_tail(&current->pollers, &p->node);
-}
-
-void reactor_poller_del(struct poller *p)
-{
-	/* Somebody may be walking the list: step its cursor over us. */
-	if (current->cursor == &p->node)
-		current->cursor = p->node.next;
-	list_del(&p->node);
-}
-
-void reactor_poller_each(void (*fn)(struct poller *p, void *arg), void *arg)
-{
-	struct poller *p;
-
-	list_for_each(p, &current->pollers, node)
-		fn(p, arg);
-}
-
-static unsigned int run_pollers(struct reactor *r)
-{
-	unsigned int work = 0;
-
-	r->cursor = r->pollers.next;
-	while (r->cursor != &r->pollers) {
-		struct poller *p = list_entry(r->cursor, struct poller, node);
-		unsigned int n;
-
-		r->cursor = r->cursor->next;
-		counter_add(&p->runs, 1);
-		n = p->poll(p);
-		/* A poller that ends itself returns 0 and is not touched again. */
-		if (n) {
-			counter_add(&p->busy, 1);
-			work += n;
-		}
-	}
-	return work;
-}
-
 /* ------- deferred work ------- */
 
 void reactor_defer(enum defer_stage stage, struct defer *d)
@@ -269,7 +223,9 @@ REACTOR_ONLY static unsigned int reactor_pass(struct reactor *r)
 
 	if (!inbox_empty(&r->inbox))
 		work += run_inbox(r);
-	work += run_pollers(r);
+	if (unlikely(r->now >= r->sweep_at))
+		work += pollers_sweep(r);
+	work += pollers_run(r);
 	work += uring_reap(r);
 	if (!list_empty(&r->timers))
 		work += reactor_run_timers(r);
@@ -279,28 +235,6 @@ REACTOR_ONLY static unsigned int reactor_pass(struct reactor *r)
 		work += run_deferred(r, DEFER_PUBLISH);
 	uring_submit(r);
 	return work;
-}
-
-/* True when every poller may be left alone until it is notified. */
-static bool arm_pollers(struct reactor *r)
-{
-	struct poller *p;
-
-	list_for_each(p, &r->pollers, node) {
-		if (p->arm && p->arm(p))
-			return false;
-	}
-	return true;
-}
-
-static void disarm_pollers(struct reactor *r)
-{
-	struct poller *p;
-
-	list_for_each(p, &r->pollers, node) {
-		if (p->disarm)
-			p->disarm(p);
-	}
 }
 
 REACTOR_ONLY static void reactor_sleep(struct reactor *r)
@@ -313,7 +247,7 @@ REACTOR_ONLY static void reactor_sleep(struct reactor *r)
 	atomic_store_explicit(&r->asleep, true, memory_order_seq_cst);
 	/* Pairs with reactor_post(): see the top of this file. */
 	if (atomic_load_explicit(&r->inbox.head, memory_order_seq_cst) == NULL &&
-	    !r->defer_first[DEFER_COMPLETE] && !r->defer_first[DEFER_PUBLISH] && arm_pollers(r)) {
+	    !r->defer_first[DEFER_COMPLETE] && !r->defer_first[DEFER_PUBLISH] && pollers_park(r)) {
 		if (!list_empty(&r->timers)) {
 			uint64_t deadline = list_first(&r->timers, struct timer, node)->deadline;
 			uint64_t now = tsc_now();
@@ -324,7 +258,6 @@ REACTOR_ONLY static void reactor_sleep(struct reactor *r)
 		uring_sleep(r, wait_ns);
 	}
 	atomic_store_explicit(&r->asleep, false, memory_order_seq_cst);
-	disarm_pollers(r);
 }
 
 static bool may_yield(const struct reactor *r)
@@ -428,6 +361,7 @@ static struct reactor *reactor_new(unsigned int cpu)
 	r->index = reactors.count;
 	r->node = huge_node_of_cpu((int)cpu);
 	list_init(&r->pollers);
+	list_init(&r->parked);
 	list_init(&r->timers);
 	for (int i = 0; i < DEFER_STAGES; i++)
 		r->defer_last[i] = &r->defer_first[i];

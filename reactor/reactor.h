@@ -81,11 +81,17 @@ uint64_t reactor_now(void) REACTOR_ONLY;
 /* ------- pollers ------- */
 
 /*
- * poll returns how much it did, 0 for nothing. Before the reactor sleeps it
- * calls arm: ask for notifications, full barrier, look again; true when there
- * is work after all (or none can be notified), and the reactor stays awake.
- * disarm undoes arm after waking. arm and disarm may be NULL: the poller then
- * has nothing to do while the reactor has nothing else to do.
+ * poll returns how much it did, 0 for nothing. A poller that has done nothing for
+ * some ten milliseconds, and each before the reactor sleeps, is parked: it costs
+ * nothing until it is notified. arm: ask for notifications, full barrier, look
+ * again; true when there is work after all (or none can be notified), and it goes
+ * on being polled. disarm undoes arm, also after that. Who is notified calls
+ * reactor_poller_unpark(). Should a notification not come, work is found all the
+ * same while the reactor is awake, if late; a poller to which that happens again and
+ * again is parked no more.
+ *
+ * arm and disarm may be NULL: the poller is not parked, and has nothing to do while
+ * the reactor has nothing else to do.
  */
 struct poller {
 	struct list node;
@@ -93,12 +99,24 @@ struct poller {
 	unsigned int (*poll)(struct poller *p);
 	bool (*arm)(struct poller *p);
 	void (*disarm)(struct poller *p);
+	const void *group;		/* whose work it is: see reactor_is_shared() */
 	counter64 runs, busy;
+	/* The reactor's. */
+	uint64_t seen;			/* busy at the last sweep */
+	unsigned int missed;		/* notifications in a row that did not come */
+	bool parked;
 };
 void reactor_poller_add(struct poller *p) REACTOR_ONLY;
 /* Also from inside any poller's poll. */
 void reactor_poller_del(struct poller *p) REACTOR_ONLY;
-/* For statistics: calls fn for each poller of this reactor. */
+/* It has been notified. Nothing happens when it is not parked. */
+void reactor_poller_unpark(struct poller *p) REACTOR_ONLY;
+/*
+ * Whether pollers of more than one group are busy here, so that each must leave the
+ * core to the others after a little work. May be some milliseconds late in saying no.
+ */
+bool reactor_is_shared(void) REACTOR_ONLY;
+/* For statistics: calls fn for each poller of this reactor, polled or parked. */
 void reactor_poller_each(void (*fn)(struct poller *p, void *arg), void *arg) REACTOR_ONLY;
 
 /* ------- deferred work: once, later in this pass (or the next) ------- */
@@ -144,13 +162,14 @@ int reactor_file_register(int fd) REACTOR_ONLY;
 void reactor_file_unregister(int index) REACTOR_ONLY;
 
 /*
- * Let events on fd (an eventfd) wake the sleeping reactor; -errno. A reactor
- * that never sleeps watches nothing: *watch is NULL then. Nothing is read from
- * fd, which may be a stranger's. After stop the fd may be closed at once. stop
- * takes NULL.
+ * Have fn called on the reactor's thread when there was an event on fd (an eventfd),
+ * asleep or not; -errno. It is called, too, when the watch turns out not to work.
+ * Nothing is read from fd, which may be a stranger's. After stop the fd may be closed
+ * at once, and fn is not called again. stop takes NULL.
  */
 struct fd_watch;
-int reactor_watch_start(int fd, struct fd_watch **watch) REACTOR_ONLY;
+int reactor_watch_start(int fd, void (*fn)(void *arg), void *arg,
+			struct fd_watch **watch) REACTOR_ONLY;
 void reactor_watch_stop(struct fd_watch *watch) REACTOR_ONLY;
 /* False when fd turned out to be one that cannot be waited for. */
 bool reactor_watch_works(const struct fd_watch *watch) REACTOR_ONLY;

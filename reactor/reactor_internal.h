@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What reactor.c, uring.c and corelock.c share; nobody else includes it.
+ * What reactor.c, poller.c, uring.c and corelock.c share; nobody else includes it.
  */
 #ifndef SPINDLE_REACTOR_INTERNAL_H
 #define SPINDLE_REACTOR_INTERNAL_H
@@ -18,8 +18,11 @@
 struct reactor {
 	/* Owner only, every pass. */
 	uint64_t now;			/* tsc at the start of the pass */
-	struct list pollers;
+	struct list pollers;		/* those that are polled */
 	struct list *cursor;		/* next poller of the walk under way */
+	struct list parked;		/* those that wait to be notified */
+	uint64_t sweep_at;		/* tsc: when to look next which are idle */
+	bool shared;			/* more than one group is polled */
 	struct list timers;		/* by deadline */
 	struct defer *defer_first[DEFER_STAGES], **defer_last[DEFER_STAGES];
 	uint64_t poll_ticks;		/* without work for so long: sleep */
@@ -45,6 +48,13 @@ struct reactor {
 
 /* Those that are due at r->now; how many. */
 unsigned int reactor_run_timers(struct reactor *r) REACTOR_ONLY;
+
+/* Call each that is polled; how much they did. */
+unsigned int pollers_run(struct reactor *r) REACTOR_ONLY;
+/* Park those that have been idle since the last sweep; how much was found to do. */
+unsigned int pollers_sweep(struct reactor *r) REACTOR_ONLY;
+/* Park all that can be notified; false when there is work, or one that must be polled. */
+bool pollers_park(struct reactor *r) REACTOR_ONLY;
 
 /* On the reactor's own thread. */
 int uring_init(struct reactor *r);

@@ -36,7 +36,8 @@ struct fd_watch {
 	bool dead;
 	bool works;
 	unsigned int single;	/* events in a row that ended the poll request */
-	void (*fn)(struct fd_watch *w);
+	void (*fn)(void *arg);
+	void *arg;
 };
 
 struct fd_signal {
@@ -167,6 +168,23 @@ REACTOR_ONLY static void watch_arm(struct fd_watch *w)
 	w->armed = true;
 }
 
+/*
+ * The kernel may end a multishot request when its queue is full. What is always ready,
+ * such as a file, ends it each time: to wait for that is no waiting.
+ */
+REACTOR_ONLY static void watch_go_on(struct fd_watch *w, int res)
+{
+	/* Nobody is left at the other end of a pipe: no event will ever come. */
+	if (res < 0 || (res & (POLLNVAL | POLLHUP | POLLERR)))
+		w->works = false;
+	else if (w->armed)
+		w->single = 0;
+	else if (++w->single > SINGLE_MAX)
+		w->works = false;
+	else
+		watch_arm(w);
+}
+
 static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
 {
 	struct fd_watch *w = container_of(op, struct fd_watch, op);
@@ -181,33 +199,12 @@ static void watch_event(struct uring_op *op, int res, uint32_t cqe_flags)
 		}
 		return;
 	}
-	if (res < 0 || (res & POLLNVAL)) {
-		w->works = false;
-		return;
-	}
-	if (w->fn)
-		w->fn(w);
-	/* Nobody is left at the other end of a pipe: no event will ever come. */
-	if (res & (POLLHUP | POLLERR)) {
-		w->works = false;
-		return;
-	}
-	if (w->armed) {
-		w->single = 0;
-		return;
-	}
-	/*
-	 * The kernel may end a multishot request when its queue is full. What is
-	 * always ready, such as a file, ends it each time: to wait for that is no
-	 * waiting.
-	 */
-	if (++w->single > SINGLE_MAX)
-		w->works = false;
-	else
-		watch_arm(w);
+	watch_go_on(w, res);
+	/* May stop, and free, w. */
+	w->fn(w->arg);
 }
 
-REACTOR_ONLY static struct fd_watch *watch_new(int fd, void (*fn)(struct fd_watch *w))
+REACTOR_ONLY static struct fd_watch *watch_new(int fd, void (*fn)(void *arg), void *arg)
 {
 	struct fd_watch *w = calloc(1, sizeof(*w));
 
@@ -216,18 +213,15 @@ REACTOR_ONLY static struct fd_watch *watch_new(int fd, void (*fn)(struct fd_watc
 	w->op.done = watch_event;
 	w->fd = fd;
 	w->fn = fn;
+	w->arg = arg;
 	w->works = true;
 	watch_arm(w);
 	return w;
 }
 
-int reactor_watch_start(int fd, struct fd_watch **watch)
+int reactor_watch_start(int fd, void (*fn)(void *arg), void *arg, struct fd_watch **watch)
 {
-	if (reactor_current()->poll_ticks == UINT64_MAX) {
-		*watch = NULL;
-		return 0;
-	}
-	*watch = watch_new(fd, NULL);
+	*watch = watch_new(fd, fn, arg);
 	return *watch ? 0 : -ENOMEM;
 }
 
@@ -396,12 +390,13 @@ static int ring_setup(struct reactor *r)
 	return rc;
 }
 
-static void wake_event(struct fd_watch *w)
+static void wake_event(void *arg)
 {
+	struct reactor *r = arg;
 	uint64_t count;
 
 	/* Our own eventfd, which never blocks. */
-	if (read(w->fd, &count, sizeof(count)) < 0)
+	if (read(r->wake_fd, &count, sizeof(count)) < 0)
 		return;
 }
 
@@ -421,7 +416,7 @@ int uring_init(struct reactor *r)
 	io_uring_ring_dontfork(&r->ring);
 	if (io_uring_register_files_sparse(&r->ring, FILES_MAX) == 0)
 		r->files_used = calloc(FILES_MAX / 64, sizeof(uint64_t));
-	r->wake_watch = watch_new(r->wake_fd, wake_event);
+	r->wake_watch = watch_new(r->wake_fd, wake_event, r);
 	if (!r->wake_watch) {
 		uring_fini(r);
 		return -ENOMEM;

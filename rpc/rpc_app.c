@@ -234,6 +234,7 @@ static void framework_get_reactors(struct rpc_call *call) CONTROL_ONLY
 struct poller_info {
 	char name[64];
 	uint64_t runs, busy;
+	bool parked;
 };
 
 /* What a visit of all reactors brings home. */
@@ -241,6 +242,7 @@ struct poller_survey {
 	struct reactor_visit visit;
 	struct rpc_call *call;
 	unsigned int *counts;		/* by reactor; may exceed POLLERS_MAX */
+	unsigned int *parked;		/* of these */
 	struct poller_info *infos;	/* POLLERS_MAX each */
 	unsigned int current;
 };
@@ -250,6 +252,7 @@ static void survey_free(struct poller_survey *s)
 	if (!s)
 		return;
 	free(s->counts);
+	free(s->parked);
 	free(s->infos);
 	free(s);
 }
@@ -260,12 +263,14 @@ static void survey_poller(struct poller *p, void *arg)
 	unsigned int n = s->counts[s->current]++;
 	struct poller_info *info;
 
+	s->parked[s->current] += p->parked;
 	if (n >= POLLERS_MAX)
 		return;
 	info = &s->infos[s->current * POLLERS_MAX + n];
 	snprintf(info->name, sizeof(info->name), "%s", p->name);
 	info->runs = counter_read(&p->runs);
 	info->busy = counter_read(&p->busy);
+	info->parked = p->parked;
 }
 
 static void survey_reactor(struct reactor_visit *v)
@@ -283,9 +288,10 @@ static void survey_start(struct rpc_call *call, void (*done)(struct reactor_visi
 
 	if (s) {
 		s->counts = calloc(reactor_count(), sizeof(*s->counts));
+		s->parked = calloc(reactor_count(), sizeof(*s->parked));
 		s->infos = calloc((size_t)reactor_count() * POLLERS_MAX, sizeof(*s->infos));
 	}
-	if (!s || !s->counts || !s->infos) {
+	if (!s || !s->counts || !s->parked || !s->infos) {
 		survey_free(s);
 		rpc_reply_errno(call, -ENOMEM, NULL, false);
 		return;
@@ -297,7 +303,8 @@ static void survey_start(struct rpc_call *call, void (*done)(struct reactor_visi
 }
 
 static void write_thread_stats(struct json_out *w, const char *name, unsigned int id, int cpu,
-			       uint64_t busy, uint64_t idle, unsigned int pollers)
+			       uint64_t busy, uint64_t idle, unsigned int pollers,
+			       unsigned int parked)
 {
 	json_out_object(w);
 	json_put_string(w, "name", name);
@@ -305,9 +312,9 @@ static void write_thread_stats(struct json_out *w, const char *name, unsigned in
 	put_core_mask(w, "cpumask", cpu);
 	json_put_u64(w, "busy", busy);
 	json_put_u64(w, "idle", idle);
-	json_put_u64(w, "active_pollers_count", pollers);
+	json_put_u64(w, "active_pollers_count", pollers - parked);
 	json_put_u64(w, "timed_pollers_count", 0);
-	json_put_u64(w, "paused_pollers_count", 0);
+	json_put_u64(w, "paused_pollers_count", parked);
 	json_out_object_end(w);
 }
 
@@ -338,14 +345,14 @@ static void stats_done(struct reactor_visit *v)
 
 	control_assert();
 	control_get_times(&busy, &idle);
-	write_thread_stats(w, "app_thread", APP_THREAD_ID, sched_getcpu(), busy, idle, 0);
+	write_thread_stats(w, "app_thread", APP_THREAD_ID, sched_getcpu(), busy, idle, 0, 0);
 	for (unsigned int i = 0; i < reactor_count(); i++) {
 		struct reactor_times t;
 
 		reactor_get_times(reactor_by_index(i), &t);
 		write_thread_stats(w, thread_name(i, name), FIRST_REACTOR_ID + i,
 				   (int)reactor_cpu(reactor_by_index(i)), t.busy, t.idle,
-				   s->counts[i]);
+				   s->counts[i], s->parked[i]);
 	}
 	survey_free(s);
 	threads_end(call, w);
@@ -356,21 +363,34 @@ static void thread_get_stats(struct rpc_call *call) CONTROL_ONLY
 	survey_start(call, stats_done);
 }
 
-static void thread_begin(struct json_out *w, const char *name, unsigned int id)
+/* Those of one reactor that are parked, or those that are not. */
+static void put_pollers(struct json_out *w, const char *key, const struct poller_info *infos,
+			unsigned int count, bool parked)
+{
+	json_put_array(w, key);
+	for (unsigned int i = 0; i < count; i++) {
+		if (infos[i].parked != parked)
+			continue;
+		json_out_object(w);
+		json_put_string(w, "name", infos[i].name);
+		json_put_u64(w, "id", i + 1);
+		json_put_string(w, "state", parked ? "paused" : "waiting");
+		json_put_u64(w, "run_count", infos[i].runs);
+		json_put_u64(w, "busy_count", infos[i].busy);
+		json_out_object_end(w);
+	}
+	json_out_array_end(w);
+}
+
+static void put_thread(struct json_out *w, const char *name, unsigned int id,
+		       const struct poller_info *infos, unsigned int count)
 {
 	json_out_object(w);
 	json_put_string(w, "name", name);
 	json_put_u64(w, "id", id);
-	json_put_array(w, "active_pollers");
-}
-
-static void thread_end(struct json_out *w)
-{
-	json_out_array_end(w);
-	json_put_array(w, "timed_pollers");
-	json_out_array_end(w);
-	json_put_array(w, "paused_pollers");
-	json_out_array_end(w);
+	put_pollers(w, "active_pollers", infos, count, false);
+	put_pollers(w, "timed_pollers", NULL, 0, false);
+	put_pollers(w, "paused_pollers", infos, count, true);
 	json_out_object_end(w);
 }
 
@@ -382,23 +402,10 @@ static void pollers_done(struct reactor_visit *v)
 	char name[32];
 
 	control_assert();
-	thread_begin(w, "app_thread", APP_THREAD_ID);
-	thread_end(w);
-	for (unsigned int i = 0; i < reactor_count(); i++) {
-		thread_begin(w, thread_name(i, name), FIRST_REACTOR_ID + i);
-		for (unsigned int j = 0; j < MIN(s->counts[i], POLLERS_MAX); j++) {
-			const struct poller_info *info = &s->infos[i * POLLERS_MAX + j];
-
-			json_out_object(w);
-			json_put_string(w, "name", info->name);
-			json_put_u64(w, "id", j + 1);
-			json_put_string(w, "state", "waiting");
-			json_put_u64(w, "run_count", info->runs);
-			json_put_u64(w, "busy_count", info->busy);
-			json_out_object_end(w);
-		}
-		thread_end(w);
-	}
+	put_thread(w, "app_thread", APP_THREAD_ID, NULL, 0);
+	for (unsigned int i = 0; i < reactor_count(); i++)
+		put_thread(w, thread_name(i, name), FIRST_REACTOR_ID + i,
+			   &s->infos[i * POLLERS_MAX], MIN(s->counts[i], POLLERS_MAX));
 	survey_free(s);
 	threads_end(call, w);
 }

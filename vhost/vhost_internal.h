@@ -102,6 +102,9 @@ struct vq {
 	struct long_iov *long_iovs;	/* free ones */
 	struct fd_watch *kick_watch;
 	bool no_kick;			/* cannot be notified: must be polled */
+	/* Kicks that nobody asked for, since a time in tsc: see vq_kicked(). */
+	unsigned int stray_kicks;
+	uint64_t stray_since;
 	/* Interrupt coalescing: see vq_notify(). */
 	uint32_t coalescing_us, coalescing_iops;
 	uint64_t interval_start, interval_count, call_delay, next_call;

@@ -31,6 +31,7 @@
 #define COALESCING_INTERVAL_MS 10
 #define SETTLE_AGAIN_US 50000
 #define LONG_IOVS (VRING_CHAIN_MAX + 64)
+#define STRAY_KICKS 1000	/* in a second */
 
 /* Room for a long chain; kept by the vq once it has been needed. */
 struct long_iov {
@@ -381,9 +382,10 @@ static bool vq_arm(struct poller *p)
 	struct vq *vq = container_of(p, struct vq, poller);
 
 	reactor_assert();
-	/* What is fetched comes by a message, which wakes us. */
+	/* Its ring is not looked at until the pages have come, so no kick would tell of it. */
 	if (vq->fetching)
-		return false;
+		return true;
+	vq->stray_kicks = 0;
 	return vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring);
 }
 
@@ -392,6 +394,32 @@ static void vq_disarm(struct poller *p)
 	struct vq *vq = container_of(p, struct vq, poller);
 
 	vring_disable_kick(&vq->vring);
+}
+
+/*
+ * A driver that was told not to kick, and does so all the same, makes the kernel tell
+ * us of each: on a reactor that polls, its kicks are heard no more.
+ */
+static void vq_kicked(void *arg)
+{
+	struct vq *vq = arg;
+
+	reactor_assert();
+	if (vq->poller.parked) {
+		reactor_poller_unpark(&vq->poller);
+		return;
+	}
+	if (reactors_poll_us() != REACTOR_POLL_ALWAYS || vq->no_kick)
+		return;
+	if (reactor_now() - vq->stray_since > tsc_hz()) {
+		vq->stray_since = reactor_now();
+		vq->stray_kicks = 0;
+	}
+	if (++vq->stray_kicks <= STRAY_KICKS)
+		return;
+	vq->no_kick = true;
+	reactor_watch_stop(vq->kick_watch);
+	vq->kick_watch = NULL;
 }
 
 /* ------- start, stop, update: on the reactor ------- */
@@ -558,7 +586,8 @@ static void start_msg(struct msg *msg)
 	reactor_assert();
 	if (vq->call_fd >= 0)
 		vq->call = reactor_signal_create(vq->call_fd);
-	if (vq->kick_fd < 0 || reactor_watch_start(vq->kick_fd, &vq->kick_watch) < 0)
+	if (vq->kick_fd < 0 ||
+	    reactor_watch_start(vq->kick_fd, vq_kicked, vq, &vq->kick_watch) < 0)
 		vq->no_kick = true;
 	vq->interval_start = reactor_now();
 	vring_disable_kick(&vq->vring);
@@ -796,7 +825,7 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	vq->readonly = p->readonly;
 	vq->generation = p->generation;
 	vq->poller = (struct poller){ .name = vq->name, .poll = vq_poll, .arm = vq_arm,
-				      .disarm = vq_disarm };
+				      .disarm = vq_disarm, .group = p->owner->session };
 	vq->publish.fn = vq_publish;
 	vq->call_timer.fn = call_timer_fired;
 	snprintf(vq->name, sizeof(vq->name), "%s.q%u", p->name, p->owner->index);

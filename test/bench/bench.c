@@ -339,8 +339,39 @@ static uint32_t in_flight(const struct bench *b)
 static double stop_clock(struct bench *b, uint64_t ns)
 {
 	b->timed_ios = b->ios;
+	if (b->beside)
+		b->beside->timed_ios = b->beside->ios;
 	b->target_cpu_s = target_cpu(b) - b->target_cpu_s;
 	return (double)ns / 1e9;
+}
+
+static void begin(struct bench *b, uint64_t max_ios)
+{
+	b->stop = false;
+	b->target_cpu_s = target_cpu(b);
+	for (uint32_t i = 0; i < b->queues; i++) {
+		for (uint32_t s = 0; s < b->qd && b->issued < max_ios; s++)
+			prepare(b, &b->q[i], &b->q[i].slots[s], ticks());
+		publish(b, &b->q[i]);
+	}
+}
+
+static inline void poll_all(struct bench *b)
+{
+	for (uint32_t i = 0; i < b->queues; i++)
+		(b->packed ? poll_packed : poll_queue)(b, &b->q[i]);
+}
+
+/* Wait for what is in flight. */
+static void finish(struct bench *b)
+{
+	uint64_t start = fe_now_ns();
+
+	b->stop = true;
+	while (!b->broken && in_flight(b) > 0) {
+		poll_all(b);
+		b->broken |= fe_now_ns() - start > STALL_NS;
+	}
 }
 
 /* Until `ms` have passed or max_ios were done; then wait for what is in flight. */
@@ -349,19 +380,14 @@ static double run(struct bench *b, uint64_t ms, uint64_t max_ios)
 	uint64_t start = fe_now_ns(), start_ticks = ticks(), seen = b->ios, seen_at = start;
 	double elapsed = 0;
 
-	b->stop = false;
-	b->target_cpu_s = target_cpu(b);
-	for (uint32_t i = 0; i < b->queues; i++) {
-		for (uint32_t s = 0; s < b->qd && b->issued < max_ios; s++)
-			prepare(b, &b->q[i], &b->q[i].slots[s], ticks());
-		publish(b, &b->q[i]);
-	}
+	begin(b, max_ios);
 	while (!b->broken && in_flight(b) > 0) {
 		uint64_t now;
 
 		for (int n = 0; n < (b->wait ? 1 : 256) && !b->broken; n++) {
-			for (uint32_t i = 0; i < b->queues; i++)
-				(b->packed ? poll_packed : poll_queue)(b, &b->q[i]);
+			poll_all(b);
+			if (b->beside)
+				poll_all(b->beside);
 			b->stop |= b->issued + b->qd >= max_ios;
 		}
 		if (b->wait && !b->broken && in_flight(b) > 0)
@@ -436,7 +462,7 @@ static int set_mode(struct bench *b, const char *mode)
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
        O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_PREFETCH, O_HISTOGRAM, O_PING,
-       O_HELP };
+       O_BESIDE, O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -451,7 +477,7 @@ static const struct option long_options[] = {
 	{ "wait", 0, NULL, O_WAIT }, { "read-pct", 1, NULL, O_READ_PCT },
 	{ "rewrite", 0, NULL, O_REWRITE }, { "calls", 1, NULL, O_CALLS },
 	{ "prefetch", 0, NULL, O_PREFETCH }, { "histogram", 0, NULL, O_HISTOGRAM },
-	{ "ping", 1, NULL, O_PING },
+	{ "ping", 1, NULL, O_PING }, { "beside", 1, NULL, O_BESIDE },
 	{ "help", 0, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
 };
@@ -485,6 +511,7 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_PING: b->ping_cpu = (int)number(arg); break;
 	case O_PREFETCH: b->prefetch = true; break;
 	case O_HISTOGRAM: b->json = b->histogram = true; break;
+	case O_BESIDE: b->beside_arg = arg; break;
 	case O_RW:
 		if (set_mode(b, arg) == 0)
 			break;
@@ -521,10 +548,38 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 	b->rng = (b->seed + UINT64_C(1)) * UINT64_C(0x2545f4914f6cdd1d);
 }
 
+/* The second disk of --beside SOCKET,QD,BS: randomly read, without a clock of its own. */
+static int start_beside(struct bench *b, struct bench *other)
+{
+	char *text = strdup(b->beside_arg), *qd = text ? strchr(text, ',') : NULL;
+	char *bs = qd ? strchr(qd + 1, ',') : NULL;
+	int rc;
+
+	if (!bs) {
+		fprintf(stderr, "bench: --beside wants SOCKET,QD,BS\n");
+		free(text);
+		return -EINVAL;
+	}
+	*qd++ = *bs++ = '\0';
+	*other = (struct bench){ .socket = text, .qd = (uint32_t)number(qd), .queues = 1,
+				 .bs = (uint32_t)number(bs), .random = true, .rng = b->rng + 1 };
+	other->batch = other->qd / 4 < 1 ? 1 : other->qd / 4 > MAX_BATCH ? MAX_BATCH : other->qd / 4;
+	rc = bench_connect(other);
+	free(text);
+	if (rc < 0) {
+		other->broken = true;
+		bench_release(other);
+		return rc;
+	}
+	b->beside = other;
+	begin(other, UINT64_MAX);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	bool memcpy_only = false;
-	struct bench b;
+	struct bench b, other;
 	double s;
 
 	parse(&b, argc, argv, &memcpy_only);
@@ -550,8 +605,16 @@ int main(int argc, char **argv)
 	}
 	if (b.prefill)
 		prefill(&b);
+	if (b.beside_arg && start_beside(&b, &other) < 0) {
+		bench_release(&b);
+		return 1;
+	}
 	s = run(&b, b.runtime_ms, b.max_ios);
+	if (b.beside)
+		finish(b.beside);
 	print_result(&b, s);
+	if (b.beside)
+		bench_release(b.beside);
 	bench_release(&b);
 	return b.broken || b.errors > 0 || b.verify_errors > 0;
 }

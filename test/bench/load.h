@@ -57,6 +57,8 @@ struct bench {
 	uint64_t size, max_ios;
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
 	bool packed, no_inflight, rewrite, prefetch, histogram;
+	const char *beside_arg;
+	struct bench *beside;	/* another disk, driven by the same thread */
 	uint32_t calls;		/* with --wait: a call is wanted after so many completions */
 	int cpu, ping_cpu;
 

@@ -57,11 +57,12 @@ static void print_json(const struct bench *b, double s)
 	printf("{\"iops\": %.1f, \"bytes_per_s\": %.0f, \"ios\": %llu, \"reads\": %llu, "
 	       "\"seconds\": %.4f, \"errors\": %llu, \"verify_errors\": %llu, \"kicks\": %llu, "
 	       "\"qd\": %u, \"bs\": %u, \"queues\": %u, \"target_pid\": %d, "
-	       "\"target_cpu_s\": %.6f, \"lat_us\": {\"mean\": %.3f",
+	       "\"target_cpu_s\": %.6f, \"beside_iops\": %.1f, \"lat_us\": {\"mean\": %.3f",
 	       iops, iops * b->bs, (unsigned long long)b->ios, (unsigned long long)b->read_ios, s,
 	       (unsigned long long)b->errors, (unsigned long long)b->verify_errors,
 	       (unsigned long long)b->kicks, b->qd, b->bs, b->queues, (int)b->target_pid,
-	       b->target_cpu_s, us(b, hist_mean(b->hist)));
+	       b->target_cpu_s, b->beside && s > 0 ? (double)b->beside->timed_ios / s : 0,
+	       us(b, hist_mean(b->hist)));
 	for (int i = 0; i < NUM_PCT; i++)
 		printf(", \"p%g\": %.3f", percentile[i],
 		       us(b, hist_percentile(b->hist, percentile[i])));

@@ -22,6 +22,7 @@ static const char usage[] =
 	"  --rewrite       write descriptors anew for each request, as a driver does\n"
 	"  --wait          sleep until the target calls instead of polling\n"
 	"  --calls N       with --wait --event-idx: a call after N completions (1)\n"
+	"  --beside S,QD,BS also read at random from the socket S, so deep, so large\n"
 	"  --verify        write known data, check what is read\n"
 	"  --prefill       first write the whole range once\n"
 	"  --libblkio      libblkio's start sequence instead of QEMU's\n"

@@ -442,6 +442,13 @@ static void queue_disarm(struct poller *p)
 			      memory_order_relaxed);
 }
 
+static void queue_notified(void *arg)
+{
+	struct queue *q = arg;
+
+	reactor_poller_unpark(&q->poller);
+}
+
 static void queue_start(void *arg)
 {
 	struct queue *q = arg;
@@ -449,7 +456,7 @@ static void queue_start(void *arg)
 	q->poller.poll = queue_poll;
 	q->poller.arm = queue_arm;
 	q->poller.disarm = queue_disarm;
-	if (reactor_watch_start(q->fd, &q->watch) < 0)
+	if (reactor_watch_start(q->fd, queue_notified, q, &q->watch) < 0)
 		q->lost++;
 	reactor_poller_add(&q->poller);
 }
@@ -517,9 +524,116 @@ static void test_notify_stress(void **state)
 		assert_int_equal(q[i].lost, 0);
 		if (reactors_poll_us() != REACTOR_POLL_ALWAYS)
 			assert_true(q[i].arms > 0 && q[i].writes > 0);
-		else
-			assert_true(q[i].arms == 0 && !q[i].watch);
 	}
+}
+
+/* ------- parking ------- */
+
+struct parking {
+	struct queue *q;
+	bool parked, shared;
+	uint64_t runs;
+};
+
+static void parking_look(void *arg)
+{
+	struct parking *p = arg;
+
+	p->parked = p->q->poller.parked;
+	p->runs = counter_read(&p->q->poller.runs);
+	p->shared = reactor_is_shared();
+}
+
+static bool is_parked(void *arg)
+{
+	harness_on_reactor(0, parking_look, arg);
+	return ((struct parking *)arg)->parked;
+}
+
+static bool is_seen(void *arg)
+{
+	const struct queue *q = ((struct parking *)arg)->q;
+
+	return atomic_load(&q->seen) == atomic_load(&q->avail);
+}
+
+static void queue_open(struct queue *q, const void *group)
+{
+	*q = (struct queue){ .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
+	q->poller.group = group;
+	harness_on_reactor(0, queue_start, q);
+}
+
+static void test_parks(void **state)
+{
+	struct queue q;
+	struct parking p = { .q = &q };
+	uint64_t one = 1, runs;
+
+	(void)state;
+	queue_open(&q, NULL);
+	for (unsigned int i = 0; i < 20; i++) {
+		harness_wait_until(is_parked, &p);
+		assert_true(atomic_load(&q.notify));
+		runs = p.runs;
+		harness_sleep(5);
+		harness_on_reactor(0, parking_look, &p);
+		assert_int_equal(p.runs, runs);
+		atomic_fetch_add(&q.avail, 1);
+		assert_int_equal(write(q.fd, &one, sizeof(one)), sizeof(one));
+		harness_wait_until(is_seen, &p);
+	}
+	harness_wait_until(is_parked, &p);
+	assert_int_equal(q.poller.missed, 0);
+	harness_on_reactor(0, queue_stop, &q);
+}
+
+/* One that does not notify is served while the reactor is awake, and in the end not parked. */
+static void test_missed_notifications(void **state)
+{
+	struct queue q;
+	struct parking p = { .q = &q };
+
+	(void)state;
+	queue_open(&q, NULL);
+	for (unsigned int i = 0; i < 8; i++) {
+		harness_wait_until(is_parked, &p);
+		atomic_fetch_add(&q.avail, 1);
+		harness_wait_until(is_seen, &p);
+	}
+	harness_sleep(50);
+	assert_false(is_parked(&p));
+	assert_false(atomic_load(&q.notify));
+	harness_on_reactor(0, queue_stop, &q);
+}
+
+/* Two groups, until the queues of one are idle. */
+static void test_shared(void **state)
+{
+	int a, b;
+	struct queue q[3];
+	struct parking p[3] = { { .q = &q[0] }, { .q = &q[1] }, { .q = &q[2] } };
+	uint64_t one = 1;
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		queue_open(&q[i], i < 2 ? &a : &b);
+		harness_wait_until(is_parked, &p[i]);
+	}
+	assert_false(p[2].shared);
+	for (int i = 0; i < 3; i++) {
+		/* Idle ones are parked again: until it has been seen among the busy ones. */
+		do {
+			for (int j = 0; j <= i; j++) {
+				atomic_fetch_add(&q[j].avail, 1);
+				assert_int_equal(write(q[j].fd, &one, sizeof(one)), sizeof(one));
+			}
+			harness_on_reactor(0, parking_look, &p[i]);
+			assert_true(i == 2 || !p[i].shared);
+		} while (p[i].parked || p[i].shared != (i == 2));
+	}
+	for (int i = 0; i < 3; i++)
+		harness_on_reactor(0, queue_stop, &q[i]);
 }
 
 /* ------- sleeping ------- */
@@ -749,6 +863,10 @@ int main(void)
 		IN_MODE(test_notify_stress, start_interrupt),
 		IN_MODE(test_notify_stress, start_short_poll),
 		IN_MODE(test_notify_stress, start_poll_always),
+		IN_MODE(test_parks, start_poll_always),
+		IN_MODE(test_parks, start_interrupt),
+		IN_MODE(test_missed_notifications, start_poll_always),
+		IN_MODE(test_shared, start_poll_always),
 		IN_MODE(test_sleeps, start_interrupt),
 		IN_MODE(test_sleeps, start_short_poll),
 		IN_MODE(test_never_sleeps, start_poll_always),

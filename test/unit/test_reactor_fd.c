@@ -62,13 +62,21 @@ struct watching {
 	struct fd_watch *watch;
 	int fd, rc;
 	bool works;
+	unsigned int events;
 };
+
+static void watch_event(void *arg)
+{
+	struct watching *w = arg;
+
+	w->events++;
+}
 
 static void watch_start(void *arg)
 {
 	struct watching *w = arg;
 
-	w->rc = reactor_watch_start(w->fd, &w->watch);
+	w->rc = reactor_watch_start(w->fd, watch_event, w, &w->watch);
 }
 
 static void watch_look(void *arg)
