@@ -81,11 +81,13 @@ bool reactor_is_shared(void)
 
 static void look_who_shares(struct reactor *r)
 {
-	const struct poller *p, *first = list_first(&r->pollers, struct poller, node);
+	const struct poller *p, *first = NULL;
 
 	r->shared = false;
-	list_for_each(p, &r->pollers, node)
+	list_for_each(p, &r->pollers, node) {
+		first = first ? first : p;
 		r->shared |= p->group != first->group;
+	}
 }
 
 /* False: it must go on being polled. */
@@ -116,10 +118,9 @@ static void poller_return(struct reactor *r, struct poller *p)
 
 void reactor_poller_unpark(struct poller *p)
 {
-	if (!p->parked)
-		return;
 	p->missed = 0;
-	poller_return(reactor_current(), p);
+	if (p->parked)
+		poller_return(reactor_current(), p);
 }
 
 bool pollers_park(struct reactor *r)

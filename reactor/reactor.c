@@ -223,10 +223,11 @@ REACTOR_ONLY static unsigned int reactor_pass(struct reactor *r)
 
 	if (!inbox_empty(&r->inbox))
 		work += run_inbox(r);
-	if (unlikely(r->now >= r->sweep_at))
-		work += pollers_sweep(r);
 	work += pollers_run(r);
 	work += uring_reap(r);
+	/* Notifications at hand have been seen. */
+	if (unlikely(r->now >= r->sweep_at))
+		work += pollers_sweep(r);
 	if (!list_empty(&r->timers))
 		work += reactor_run_timers(r);
 	if (r->defer_first[DEFER_COMPLETE])

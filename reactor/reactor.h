@@ -109,7 +109,7 @@ struct poller {
 void reactor_poller_add(struct poller *p) REACTOR_ONLY;
 /* Also from inside any poller's poll. */
 void reactor_poller_del(struct poller *p) REACTOR_ONLY;
-/* It has been notified. Nothing happens when it is not parked. */
+/* It has been notified; also one that is not parked. */
 void reactor_poller_unpark(struct poller *p) REACTOR_ONLY;
 /*
  * Whether pollers of more than one group are busy here, so that each must leave the

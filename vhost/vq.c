@@ -403,13 +403,11 @@ static void vq_disarm(struct poller *p)
 static void vq_kicked(void *arg)
 {
 	struct vq *vq = arg;
+	bool parked = vq->poller.parked;
 
 	reactor_assert();
-	if (vq->poller.parked) {
-		reactor_poller_unpark(&vq->poller);
-		return;
-	}
-	if (reactors_poll_us() != REACTOR_POLL_ALWAYS || vq->no_kick)
+	reactor_poller_unpark(&vq->poller);
+	if (parked || vq->no_kick || reactors_poll_us() != REACTOR_POLL_ALWAYS)
 		return;
 	if (reactor_now() - vq->stray_since > tsc_hz()) {
 		vq->stray_since = reactor_now();
