@@ -32,7 +32,7 @@
 #define VHOST_VQS_MAX 256
 #define VHOST_CONFIG_SIZE 256
 
-/* ------- the running virtqueue: vq.c and blk.c ------- */
+/* ------- the running virtqueue: vq.c, reqs.c and blk.c ------- */
 
 #define BLK_INLINE_IOVS 8
 #define BLK_RANGES_MAX BLK_INLINE_IOVS	/* ranges in one DISCARD or WRITE_ZEROES */
@@ -41,7 +41,7 @@ struct blk_range {
 	uint64_t offset, length;	/* bytes */
 };
 
-/* A request in flight; slot `head` of its vq. */
+/* A request in flight; slot `head` of its vq. What it is made of is set when it begins. */
 struct blk_req {
 	struct bdev_io io;
 	struct vq *vq;
@@ -59,6 +59,14 @@ struct blk_req {
 		struct iovec inline_iov[BLK_INLINE_IOVS];
 		struct blk_range ranges[BLK_INLINE_IOVS];
 	};
+};
+
+/* Slots of neighbouring heads: reqs.c. Free ones of it are all zeroes in `busy`. */
+#define REQ_CHUNK 16u
+struct req_chunk {
+	struct req_chunk *next;		/* while nobody has it */
+	bool heap;			/* of malloc, not of the huge pages */
+	CACHE_ALIGNED struct blk_req reqs[REQ_CHUNK];
 };
 
 /* What may change while a vq runs, by a message. */
@@ -83,7 +91,8 @@ struct vq {
 	struct poller poller;
 	struct vring vring;
 	struct bdev_channel *ch;	/* NULL: the bdev is gone */
-	struct blk_req *reqs;		/* num of them */
+	struct req_chunk **chunks;	/* by head; NULL: none of its heads is in flight */
+	uint32_t chunk_count;
 	uint32_t inflight_now;
 	bool readonly, writethrough, write_cache;
 	bool broken, stopping;
@@ -137,6 +146,7 @@ struct vq {
 	 * belongs to whoever has msg.
 	 */
 	struct msg start;
+	struct req_chunk *brought;	/* goes with the start */
 	struct msg msg;
 	struct msg measure;
 	uint64_t oldest_us;		/* goes with measure */
@@ -202,6 +212,33 @@ unsigned int vq_poll_paged(struct poller *p);
 /* Have vq->fetch fetched; then vq_fetched(). must: not given up for a mere stop. */
 void vq_fetch(struct vq *vq, bool must) REACTOR_ONLY;
 void vq_release_iov(struct vq *vq, struct blk_req *req);
+
+/* ------- its slots: reqs.c ------- */
+
+/* For reqs_bring(). NULL: no memory, or over the limit. Control. */
+struct req_chunk *req_chunk_new(const struct reactor *r);
+/* NULL is allowed. */
+void req_chunk_free(struct req_chunk *c, const struct reactor *r);
+/* A vq starts on this reactor, and has ended. c is the reactor's then. */
+void reqs_bring(struct req_chunk *c) REACTOR_ONLY;
+void reqs_leave(void) REACTOR_ONLY;
+/* Nothing is in flight: give all slots back. */
+void vq_reqs_release(struct vq *vq) REACTOR_ONLY;
+struct blk_req *vq_slot_slow(struct vq *vq, uint16_t head) REACTOR_ONLY;
+
+/* The slot of a head that is in flight. */
+static inline struct blk_req *vq_req(const struct vq *vq, uint16_t head)
+{
+	return &vq->chunks[head / REQ_CHUNK]->reqs[head % REQ_CHUNK];
+}
+
+/* The slot of any head; NULL: no memory. */
+REACTOR_ONLY static inline struct blk_req *vq_slot(struct vq *vq, uint16_t head)
+{
+	struct req_chunk *c = vq->chunks[head / REQ_CHUNK];
+
+	return likely(c) ? &c->reqs[head % REQ_CHUNK] : vq_slot_slow(vq, head);
+}
 
 /*
  * blk.c: find the buffers of a request, of the ring or to be done again; then start

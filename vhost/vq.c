@@ -20,7 +20,6 @@
  */
 #include "vhost/vhost_internal.h"
 
-#include "hugepages/hugepages.h"
 #include "reactor/log.h"
 
 #include <stdio.h>
@@ -141,7 +140,7 @@ REACTOR_ONLY static bool show_packed(struct vq *vq)
 	else
 		packed_push(&vq->vring, vq->ended, n);
 	for (unsigned int i = 0; i < n; i++)
-		vq->reqs[vq->ended[i].head].busy = false;
+		vq_req(vq, vq->ended[i].head)->busy = false;
 	vq->ended_count = 0;
 	return packed_publish(&vq->vring);
 }
@@ -224,10 +223,10 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 REACTOR_ONLY static inline enum vring_fault vq_map(struct vq *vq, const struct vring_head *head,
 						   bool again)
 {
-	struct blk_req *req = &vq->reqs[head->id];
-	enum vring_fault fault = VRING_HEAD_BUSY;
+	struct blk_req *req = vq_slot(vq, head->id);
+	enum vring_fault fault = req ? VRING_HEAD_BUSY : VRING_NO_MEMORY;
 
-	if (likely(!req->busy)) {
+	if (likely(req && !req->busy)) {
 		fault = blk_map(vq, req, head);
 		if (likely(fault == VRING_OK)) {
 			if (vq->vring.packed && vq->fl && !again)
@@ -250,7 +249,7 @@ enum vring_fault vq_begin(struct vq *vq, const struct vring_head *head, bool aga
 	enum vring_fault fault = vq_map(vq, head, again);
 
 	if (likely(fault == VRING_OK))
-		blk_start(vq, &vq->reqs[head->id]);
+		blk_start(vq, vq_req(vq, head->id));
 	return fault;
 }
 
@@ -269,7 +268,9 @@ REACTOR_ONLY static inline bool map_or_break(struct vq *vq, const struct vring_h
 COLD REACTOR_ONLY static void forget_rest(struct vq *vq, const uint16_t *heads, unsigned int count)
 {
 	for (unsigned int i = 0; vq->fl && i < count; i++) {
-		if (!vq->reqs[heads[i]].busy)
+		const struct blk_req *req = vq_slot(vq, heads[i]);
+
+		if (!req || !req->busy)
 			inflight_forget(vq->fl, heads[i]);
 	}
 }
@@ -284,10 +285,12 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 		return 0;
 	}
 	for (int i = 0; i < n; i++) {
+		const struct blk_req *req = vq_slot(vq, heads[i]);
+
 		vring_prefetch(&vq->vring, heads[i]);
-		__builtin_prefetch(&vq->reqs[heads[i]]);
+		__builtin_prefetch(req);
 		/* Here, and not when it begins: among loads that miss the store costs more. */
-		if (vq->fl && likely(!vq->reqs[heads[i]].busy))
+		if (vq->fl && likely(req && !req->busy))
 			inflight_take(vq->fl, heads[i], (uint16_t)i);
 	}
 	if (vq->fl)
@@ -303,7 +306,7 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 		}
 	}
 	for (int i = 0; i < mapped; i++)
-		blk_start(vq, &vq->reqs[heads[i]]);
+		blk_start(vq, vq_req(vq, heads[i]));
 	return (unsigned int)n;
 }
 
@@ -317,13 +320,13 @@ REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 		return 0;
 	}
 	for (int i = 0; i < n; i++) {
-		__builtin_prefetch(&vq->reqs[heads[i].id]);
+		__builtin_prefetch(vq_slot(vq, heads[i].id));
 		vring_prefetch_buffer(&vq->vring, heads[i].descs->addr);
 	}
 	while (mapped < n && likely(map_or_break(vq, &heads[mapped])))
 		mapped++;
 	for (int i = 0; i < mapped; i++)
-		blk_start(vq, &vq->reqs[heads[i].id]);
+		blk_start(vq, vq_req(vq, heads[i].id));
 	return (unsigned int)n;
 }
 
@@ -386,7 +389,11 @@ static bool vq_arm(struct poller *p)
 	if (vq->fetching)
 		return true;
 	vq->stray_kicks = 0;
-	return vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring);
+	if (vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring))
+		return true;
+	if (vq->inflight_now == 0 && vq->ended_count == 0)
+		vq_reqs_release(vq);
+	return false;
 }
 
 static void vq_disarm(struct poller *p)
@@ -449,6 +456,8 @@ REACTOR_ONLY static void let_go_of_fds(struct vq *vq)
 		reactor_timer_stop(&vq->call_timer);
 		call_now(vq);
 	}
+	vq_reqs_release(vq);
+	reqs_leave();
 	reactor_signal_free(vq->call);
 	reactor_watch_stop(vq->kick_watch);
 	vq->call = NULL;
@@ -582,6 +591,8 @@ static void start_msg(struct msg *msg)
 	struct vq *vq = container_of(msg, struct vq, start);
 
 	reactor_assert();
+	reqs_bring(vq->brought);
+	vq->brought = NULL;
 	if (vq->call_fd >= 0)
 		vq->call = reactor_signal_create(vq->call_fd);
 	if (vq->kick_fd < 0 ||
@@ -673,8 +684,11 @@ static void measure_msg(struct msg *msg)
 	now = oldest = reactor_now();
 	/* Between two passes: what is busy is with the bdev. */
 	for (uint32_t i = 0; vq->inflight_now && i < vq->num; i++) {
-		if (vq->reqs[i].busy && vq->reqs[i].io.submit_tsc < oldest)
-			oldest = vq->reqs[i].io.submit_tsc;
+		const struct req_chunk *c = vq->chunks[i / REQ_CHUNK];
+		const struct blk_req *req = c ? &c->reqs[i % REQ_CHUNK] : NULL;
+
+		if (req && req->busy && req->io.submit_tsc < oldest)
+			oldest = req->io.submit_tsc;
 	}
 	vq->oldest_us = (uint64_t)((double)(now - oldest) * 1e6 / (double)tsc_hz());
 	vq->measure.fn = measured_msg;
@@ -785,20 +799,10 @@ static int paging_create(struct vq *vq, const struct guest_mem *mem)
 
 static int reqs_create(struct vq *vq, uint32_t num)
 {
-	vq->reqs = huge_pool_alloc(num * sizeof(struct blk_req), reactor_numa_node(vq->reactor));
-	if (!vq->reqs)
-		return -ENOMEM;
 	vq->num = num;
-	for (uint32_t i = 0; i < num; i++) {
-		struct blk_req *req = &vq->reqs[i];
-
-		req->vq = vq;
-		req->head = (uint16_t)i;
-		req->iov = req->inline_iov;
-		req->io.ch = vq->ch;
-		req->chain.grow = vq_grow_iov;
-	}
-	return 0;
+	vq->chunks = calloc((num + REQ_CHUNK - 1) / REQ_CHUNK, sizeof(struct req_chunk *));
+	vq->brought = req_chunk_new(vq->reactor);
+	return vq->chunks && vq->brought ? 0 : -ENOMEM;
 }
 
 int vq_create(const struct vq_params *p, struct vq **out)
@@ -869,9 +873,8 @@ void vq_free(struct vq *vq)
 		free(vq->long_iovs);
 		vq->long_iovs = next;
 	}
-	if (vq->reqs)
-		huge_pool_free(vq->reqs, vq->num * sizeof(struct blk_req),
-			       reactor_numa_node(vq->reactor));
+	req_chunk_free(vq->brought, vq->reactor);
+	free(vq->chunks);
 	bdev_channel_put(vq->ch);
 	guest_mem_put(vq->mem);
 	guest_mem_put(vq->inflight_mem);

@@ -88,6 +88,7 @@ REACTOR_ONLY static bool serve_one(struct vq *vq)
 	bool note = vq->fl && !vq->vring.packed;
 	struct vring before = vq->vring;
 	struct vring_head head;
+	const struct blk_req *req;
 	enum vring_fault fault;
 	int n = pop_one(&vq->vring, &head, vq->descs);
 
@@ -95,7 +96,8 @@ REACTOR_ONLY static bool serve_one(struct vq *vq)
 		vq_break(vq, (enum vring_fault)-n, 0);
 	if (n <= 0)
 		return false;
-	note = note && !vq->reqs[head.id].busy;
+	req = vq_slot(vq, head.id);
+	note = note && req && !req->busy;
 	if (note) {
 		inflight_take(vq->fl, head.id, 0);
 		inflight_taken(vq->fl, 1);
