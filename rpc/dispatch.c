@@ -187,15 +187,26 @@ static void write_error(struct json_out *w, struct json_object *id, int code,
 	json_out_object_end(w);
 }
 
-static void client_answer(struct rpc_client *client, const struct json_out *w) CONTROL_ONLY
+/* w NULL: silence. */
+static void client_answer(struct rpc_client *client, struct rpc_answer *answer,
+			  const struct json_out *w) CONTROL_ONLY
 {
 	static const char oom[] = "{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32603,"
 				  "\"message\":\"Cannot allocate memory\"}}";
+	const char *text = NULL;
+	size_t len = 0;
 
-	if (w->failed)
-		rpc_client_answer(client, oom, sizeof(oom) - 1);
+	if (w && w->failed) {
+		text = oom;
+		len = sizeof(oom) - 1;
+	} else if (w) {
+		text = w->text;
+		len = w->len;
+	}
+	if (answer)
+		rpc_client_answer_held(client, answer, text, len);
 	else
-		rpc_client_answer(client, w->text, w->len);
+		rpc_client_answer(client, text, len);
 }
 
 static void call_free(struct rpc_call *call)
@@ -222,6 +233,7 @@ static void own_call_end(struct rpc_call *call, int status, const char *why) CON
 static void call_end(struct rpc_call *call, bool silent) CONTROL_ONLY
 {
 	struct rpc_client *client = call->client;
+	struct rpc_answer *answer = call->answer;
 	struct json_out out = call->out;
 
 	if (!client) {
@@ -230,10 +242,7 @@ static void call_end(struct rpc_call *call, bool silent) CONTROL_ONLY
 	}
 	call->out = (struct json_out){ 0 };
 	call_free(call);
-	if (silent)
-		rpc_client_answer(client, NULL, 0);
-	else
-		client_answer(client, &out);
+	client_answer(client, answer, silent ? NULL : &out);
 	json_out_fini(&out);
 }
 
@@ -324,7 +333,7 @@ void rpc_dispatch_error(struct rpc_client *client, int code, const char *message
 	struct json_out out = { 0 };
 
 	write_error(&out, NULL, code, message, data);
-	client_answer(client, &out);
+	client_answer(client, NULL, &out);
 	json_out_fini(&out);
 }
 
@@ -705,7 +714,7 @@ static void refuse(struct rpc_client *client, struct json_object *id, int code,
 
 	rpc_refused("request", message, why);
 	write_error(&out, id, code, message, why);
-	client_answer(client, &out);
+	client_answer(client, NULL, &out);
 	json_out_fini(&out);
 }
 

@@ -145,6 +145,7 @@ struct rpc_call {
 	uint64_t deadline_ns;
 	unsigned int step;
 	/* dispatch.c's */
+	struct rpc_answer *answer;	/* its place among its client's; see rpc_client_hold() */
 	struct rpc_client *client;	/* NULL: the call is our own, and done gets its end */
 	void (*done)(void *arg, int status, const char *why);
 	void *done_arg;
@@ -228,6 +229,14 @@ void rpc_dispatch_error(struct rpc_client *client, int code, const char *message
 			const char *data) CONTROL_ONLY;
 /* A call is under way on behalf of client. */
 void rpc_client_began(struct rpc_client *client, struct rpc_call *call) CONTROL_ONLY;
+/*
+ * The call has been carried out, but its answer will come later, for a reason that is
+ * its client's no more: let that go on with its next request. Answers keep their order.
+ */
+void rpc_client_hold(struct rpc_call *call) CONTROL_ONLY;
+/* The answer of a call that was held: as rpc_client_answer(). */
+void rpc_client_answer_held(struct rpc_client *client, struct rpc_answer *answer,
+			    const char *text, size_t len) CONTROL_ONLY;
 bool rpc_client_gone(const struct rpc_client *client);
 /*
  * Take a call's connection away from the server: the fd is the caller's, and what

@@ -6,7 +6,8 @@
  *
  * One write is under way at a time, on a worker: a new file beside the old one,
  * fsync, rename, fsync of the directory. Calls that come meanwhile share the next
- * one. A text that is on disk already is not written again.
+ * one, also those of one client, which need not wait for one answer to have the next
+ * call carried out. A text that is on disk already is not written again.
  *
  * When a write fails, the calls that wait for it are answered with its error; the
  * change itself stays, and the file is tried again until it is current.
@@ -233,6 +234,7 @@ bool rpc_state_hold(struct rpc_call *call)
 	if (!state.on && !state.expected)
 		return false;
 	call->cancel = NULL;
+	rpc_client_hold(call);
 	list_add_tail(&state.calls, &call->node);
 	write_next();
 	return true;

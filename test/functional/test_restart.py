@@ -248,6 +248,90 @@ class Restart(RestartCase):
         t.stop()
 
 
+class Pipelined(RestartCase):
+    """Changes of one client share a write of the state file; answers keep their order."""
+
+    def call(self, i, method, **params):
+        r = {'jsonrpc': '2.0', 'id': i, 'method': method}
+        if params:
+            r['params'] = params
+        return json.dumps(r)
+
+    def calls(self, count):
+        """Each builds on those before: create, look, use, and some that are refused."""
+        text = []
+        for i in range(count):
+            text += [
+                self.call(5 * i, 'bdev_null_create', name=f'n{i}', num_blocks=2048,
+                          block_size=512),
+                self.call(5 * i + 1, 'bdev_get_bdevs', name=f'n{i}'),
+                self.call(5 * i + 2, 'vhost_create_blk_controller', ctrlr=f'c{i}',
+                          dev_name=f'n{i}'),
+                self.call(5 * i + 3, 'bdev_null_create', name=f'n{i}', num_blocks=2048,
+                          block_size=512),
+                self.call(5 * i + 4, 'bdev_malloc_create', name=f'm{i}', num_blocks=8,
+                          block_size=512)]
+        return text
+
+    def test_order_and_durability(self):
+        t = self.prepare('--no-huge').start()
+        text = self.calls(100)
+        with t.raw(20) as c:
+            threading.Thread(target=c.send, args=('\n'.join(text),), daemon=True).start()
+            for i in range(len(text)):
+                answer = c.recv()
+                self.assertEqual(answer['id'], i)
+                self.assertEqual('error' in answer, i % 5 == 3, answer)
+                # What has been answered is there, after a crash, too.
+                if i in (0, 2, 252, 499):
+                    names = {e['params'].get('name') for e in self.in_file()['bdev']}
+                    self.assertIn(f'n{i // 5}', names)
+                if i == 252:
+                    ctrlrs = {e['params'].get('ctrlr') for e in self.in_file()['vhost_blk']}
+                    self.assertIn('c50', ctrlrs)
+        self.crash(t)
+        self.assertEqual(len(t.rpc('bdev_get_bdevs')), 200)
+        self.assertEqual(len(t.rpc('vhost_get_controllers')), 100)
+
+    def test_client_that_leaves(self):
+        # All that it had sent is carried out and saved, though nobody reads the answers.
+        t = self.prepare('--no-huge').start()
+        with t.raw(20) as c:
+            c.send('\n'.join(self.calls(20)))
+        spindle.wait_until(lambda: len(t.rpc('bdev_get_bdevs')) == 40, 10, '40 bdevs')
+        t.rpc('bdev_null_create', name='last', num_blocks=8, block_size=512)
+        self.assertEqual(len(self.in_file()['bdev']), len(self.saved(t)['bdev']))
+
+    def test_no_json_behind(self):
+        # The refusal comes last, and then the end.
+        t = self.prepare('--no-huge').start()
+        with t.raw(20) as c:
+            c.send('\n'.join(self.calls(4)) + '\n[' + self.call(20, 'bdev_get_bdevs') + ','
+                   + self.call(21, 'bdev_null_delete', name='n3') + ']\n}')
+            for i in range(20):
+                self.assertEqual(c.recv()['id'], i)
+            # n3 is in use, by a controller: it goes all the same.
+            self.assertEqual([a['id'] for a in c.recv()], [20, 21])
+            self.assertEqual(c.recv()['error']['code'], -32700)
+            with self.assertRaises(EOFError):
+                c.recv()
+
+    def test_not_saved(self):
+        t = self.prepare('--no-huge').start()
+        t.rpc('bdev_null_create', name='first', num_blocks=8, block_size=512)
+        os.mkdir(self.state + '.tmp')       # where the new file is made
+        with t.raw(20) as c:
+            c.send('\n'.join(self.calls(4)))
+            for i in range(20):
+                answer = c.recv()
+                self.assertEqual(answer['id'], i)
+                if i % 5 in (0, 2, 4):
+                    self.assertIn('not saved', answer['error']['data'])
+        os.rmdir(self.state + '.tmp')
+        spindle.wait_until(lambda: len(self.in_file()['bdev']) == len(self.saved(t)['bdev']), 10,
+                           'a current state file')
+
+
 class Refused(RestartCase):
     def test_broken_state_is_refused_and_kept(self):
         whole = {'method': 'bdev_null_create',
