@@ -48,13 +48,13 @@ endif
 CFLAGS_ALL = $(CSTD) $(OPT) $(HARDEN) $(WARN) -MMD -MP $(CFLAGS)
 LIBS := -luring -ljson-c -lnuma -lpthread -lm
 
-# Ceph RBD; RBD=0 builds without it and its libraries.
+# Ceph RBD; RBD=0 builds without it. Its libraries are loaded at run time: bdev/bdev_rbd_lib.h.
 RBD ?= 1
 ifeq ($(RBD),0)
 CSTD += -DSPINDLE_RBD=0
 else
 CSTD += -DSPINDLE_RBD=1
-LIBS += -lrbd -lrados
+LIBS += -ldl
 endif
 
 CORE_SRC := $(wildcard reactor/*.c hugepages/*.c bdev/*.c vhost/*.c)

@@ -8,10 +8,8 @@
 #define SPINDLE_BDEV_RBD_H
 
 #include "bdev/bdev_backend.h"
+#include "bdev/bdev_rbd_lib.h"
 #include "reactor/worker.h"
-
-#include <rados/librados.h>
-#include <rbd/librbd.h>
 
 /* ------- connections ------- */
 

@@ -183,8 +183,11 @@ static int connect_rados(struct rbd_conn *conn)
 {
 	const struct bdev_rbd_access *a = &conn->cluster->access;
 	const char *user = a->user_id && a->user_id[0] ? a->user_id : NULL;
-	int rc = rados_create(&conn->rados, user);
+	int rc = rbd_lib_load(conn->reason, sizeof(conn->reason));
 
+	if (rc < 0)
+		return rc;
+	rc = rados_create(&conn->rados, user);
 	if (rc < 0) {
 		conn->rados = NULL;
 		return conn_fail(conn, rc, "cannot make a Ceph client", NULL);
