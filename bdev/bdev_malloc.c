@@ -131,12 +131,13 @@ static void create_freed(struct job *job)
 static void create_run(struct job *job)
 {
 	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+	/* Where all reactors are, the copying is. */
+	int node = mb->opts.numa_node >= 0 ? mb->opts.numa_node : reactors_numa_node();
 
 	if (mb->fd >= 0)
 		mb->status = huge_adopt(mb->fd, bdev_size(&mb->bdev), &mb->area);
 	else
-		mb->status = huge_alloc_shared(bdev_size(&mb->bdev), mb->opts.numa_node, &mb->area,
-					       &mb->fd);
+		mb->status = huge_alloc_shared(bdev_size(&mb->bdev), node, &mb->area, &mb->fd);
 }
 
 /* A sentence about mb->status, which is of create_run(). */

@@ -141,6 +141,30 @@ huge_node_of_cpu(int cpu)
 	return node < 0 ? 0 : node;
 }
 
+int
+huge_node_of_memory(const void *addr)
+{
+	void *page = (void *)((uintptr_t)addr & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1));
+	int node = -1;
+
+	if (numa_available() < 0 || numa_max_node() == 0)
+		return -1;
+	/* Without nodes to move to it only asks, and touches nothing. */
+	if (move_pages(0, 1, &page, NULL, &node, 0) != 0 || node < 0)
+		return -1;
+	return node;
+}
+
+int
+huge_common_node(const int *nodes, size_t count)
+{
+	for (size_t i = 1; i < count; i++) {
+		if (nodes[i] != nodes[0])
+			return -1;
+	}
+	return count ? nodes[0] : -1;
+}
+
 static bool
 round_up(size_t len, size_t page, size_t *out)
 {

@@ -89,6 +89,15 @@ void huge_pool_free(void *p, size_t size, int node);
 /* Any thread. The NUMA node of a core, 0 if unknown. */
 int huge_node_of_cpu(int cpu);
 
+/*
+ * Any thread. The node on which the page at addr lies; -1 when it has none yet (it is not touched),
+ * the kernel does not tell, or the machine has one node only.
+ */
+int huge_node_of_memory(const void *addr);
+
+/* The node that all of these are, -1 when they differ or there are none. */
+int huge_common_node(const int *nodes, size_t count);
+
 /* Any thread. A consistent copy of the counters. */
 void huge_get_stats(struct huge_stats *stats);
 

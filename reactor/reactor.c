@@ -90,6 +90,15 @@ int reactor_numa_node(const struct reactor *r)
 	return r->node;
 }
 
+int reactors_numa_node(void)
+{
+	int nodes[CPUMASK_MAX];
+
+	for (unsigned int i = 0; i < reactors.count; i++)
+		nodes[i] = reactors.all[i]->node;
+	return huge_common_node(nodes, reactors.count);
+}
+
 pid_t reactor_tid(const struct reactor *r)
 {
 	return r->tid;
@@ -298,49 +307,11 @@ REACTOR_ONLY static void reactor_loop(struct reactor *r)
 struct start {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	struct reactor *r;
+	unsigned int cpu;
+	struct reactor *r;	/* NULL: it could not be made */
 	bool done;
 	int status;
 };
-
-static int reactor_setup(struct reactor *r)
-{
-	char name[16];
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(r->cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set) < 0) {
-		log_error("cannot pin a reactor to core %u: %m", r->cpu);
-		return -errno;
-	}
-	snprintf(name, sizeof(name), "reactor_%u", r->cpu);
-	pthread_setname_np(pthread_self(), name);
-	r->tid = (pid_t)syscall(SYS_gettid);
-	return uring_init(r);
-}
-
-static void *reactor_main(void *arg)
-{
-	struct start *start = arg;
-	struct reactor *r = start->r;
-	int status;
-
-	current = r;
-	status = reactor_setup(r);
-	pthread_mutex_lock(&start->lock);
-	start->status = status;
-	start->done = true;
-	pthread_cond_signal(&start->cond);
-	pthread_mutex_unlock(&start->lock);
-	if (status == 0) {
-		reactor_assert();
-		reactor_loop(r);
-		uring_fini(r);
-	}
-	current = NULL;
-	return NULL;
-}
 
 static void reactor_free(struct reactor *r)
 {
@@ -359,6 +330,8 @@ static struct reactor *reactor_new(unsigned int cpu)
 		return NULL;
 	memset(r, 0, sizeof(*r));
 	r->cpu = cpu;
+	r->thread = pthread_self();
+	r->tid = (pid_t)syscall(SYS_gettid);
 	r->index = reactors.count;
 	r->node = huge_node_of_cpu((int)cpu);
 	list_init(&r->pollers);
@@ -377,25 +350,64 @@ static struct reactor *reactor_new(unsigned int cpu)
 	return r;
 }
 
+static int reactor_pin(unsigned int cpu)
+{
+	char name[16];
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) < 0) {
+		log_error("cannot pin a reactor to core %u: %m", cpu);
+		return -errno;
+	}
+	snprintf(name, sizeof(name), "reactor_%u", cpu);
+	pthread_setname_np(pthread_self(), name);
+	return 0;
+}
+
+static void *reactor_main(void *arg)
+{
+	struct start *start = arg;
+	int status = reactor_pin(start->cpu);
+	struct reactor *r = NULL;
+
+	/* By the pinned thread, so that its memory is on its node. */
+	if (status == 0)
+		r = start->r = current = reactor_new(start->cpu);
+	if (status == 0)
+		status = r ? uring_init(r) : -ENOMEM;
+	pthread_mutex_lock(&start->lock);
+	start->status = status;
+	start->done = true;
+	pthread_cond_signal(&start->cond);
+	pthread_mutex_unlock(&start->lock);
+	if (status == 0) {
+		reactor_assert();
+		reactor_loop(r);
+		uring_fini(r);
+	}
+	current = NULL;
+	return NULL;
+}
+
 static int reactor_start(unsigned int cpu)
 {
-	struct reactor *r = reactor_new(cpu);
-	struct start start = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, r, false, 0 };
+	struct start start = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, cpu, NULL,
+			       false, 0 };
+	pthread_t thread;
 	sigset_t all, old;
 	int rc;
 
-	if (!r)
-		return -ENOMEM;
 	/* Signals are the control thread's; faults must reach their own thread. */
 	sigfillset(&all);
 	sigdelset(&all, SIGBUS);
 	sigdelset(&all, SIGSEGV);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&r->thread, NULL, reactor_main, &start);
+	rc = -pthread_create(&thread, NULL, reactor_main, &start);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc < 0) {
 		log_error("cannot start the reactor of core %u: %s", cpu, strerror(-rc));
-		reactor_free(r);
 		return rc;
 	}
 	pthread_mutex_lock(&start.lock);
@@ -403,12 +415,12 @@ static int reactor_start(unsigned int cpu)
 		pthread_cond_wait(&start.cond, &start.lock);
 	pthread_mutex_unlock(&start.lock);
 	if (start.status < 0) {
-		pthread_join(r->thread, NULL);
-		reactor_free(r);
+		pthread_join(thread, NULL);
+		reactor_free(start.r);
 		return start.status;
 	}
-	reactors.all[reactors.count++] = r;
-	reactors.by_cpu[cpu] = r;
+	reactors.all[reactors.count++] = start.r;
+	reactors.by_cpu[cpu] = start.r;
 	return 0;
 }
 

@@ -56,6 +56,8 @@ void reactors_yield(bool on);
 unsigned int reactor_index(const struct reactor *r);
 unsigned int reactor_cpu(const struct reactor *r);
 int reactor_numa_node(const struct reactor *r);
+/* The NUMA node that all reactors are on, -1 when they are on several. */
+int reactors_numa_node(void);
 pid_t reactor_tid(const struct reactor *r);
 
 /* The calling thread's reactor, NULL elsewhere. */

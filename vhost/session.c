@@ -15,6 +15,7 @@
  */
 #include "vhost/vhost_internal.h"
 
+#include "hugepages/hugepages.h"
 #include "reactor/log.h"
 
 #include <fcntl.h>
@@ -214,6 +215,21 @@ CONTROL_ONLY static void vvq_wait(struct vhost_vq *vvq, int why)
 	control_timer_start(&s->retry, RETRY_MS);
 }
 
+/* A guest on another node than its reactor is slow, and nobody sees why. */
+CONTROL_ONLY static void look_at_node(struct vhost_session *s, const struct vq *vq)
+{
+	int memory = huge_node_of_memory(vq->vring.packed ? (const void *)vq->vring.packed :
+					 vq->vring.desc);
+	int reactor = reactor_numa_node(vq->reactor);
+
+	if (s->told_node || memory < 0 || memory == reactor)
+		return;
+	s->told_node = true;
+	log_limited(LOG_NOTICE, &s->controller->limit, "%s: the guest's memory is on NUMA node %d, "
+		    "core %u, which serves it, on node %d", s->name, memory,
+		    reactor_cpu(vq->reactor), reactor);
+}
+
 CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
@@ -266,6 +282,7 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	if (vvq->vq->settle && vvq->vq->fl->again_count > 0)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until what "
 			    "others began on %s has ended", s->name, vvq->index, c->desc.bdev->name);
+	look_at_node(s, vvq->vq);
 	vq_start(vvq->vq);
 	if (!s->listed) {
 		s->listed = true;

@@ -306,6 +306,7 @@ struct vhost_session {
 	bool told_config;
 	bool tell_config;		/* once its vqs have settled */
 	bool listed;			/* started was logged */
+	bool told_node;			/* that its memory is on another NUMA node */
 	bool unfit;			/* handed over, but what it shares cannot be had */
 	bool alive;			/* handed over, and still connected at the end of that */
 	bool resting;			/* its rings may not run, since a successor is to have them */

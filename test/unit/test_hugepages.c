@@ -515,6 +515,32 @@ test_pool_threads(void **state)
 	assert_nothing_mapped();
 }
 
+static void
+test_where_memory_is(void **state)
+{
+	static const int same[] = { 1, 1, 1 }, mixed[] = { 1, 1, 0 };
+	size_t len = MIB;
+	unsigned char there[1];
+	char *p;
+
+	(void)state;
+	assert_int_equal(huge_common_node(same, 3), 1);
+	assert_int_equal(huge_common_node(same, 1), 1);
+	assert_int_equal(huge_common_node(same, 0), -1);
+	assert_int_equal(huge_common_node(mixed, 3), -1);
+	assert_int_equal(huge_common_node(mixed, 2), 1);
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(p, MAP_FAILED);
+	madvise(p, len, MADV_NOHUGEPAGE);
+	/* To ask is not to touch. */
+	assert_int_equal(huge_node_of_memory(p + 100), -1);
+	assert_int_equal(mincore(p, 4096, there), 0);
+	assert_int_equal(there[0] & 1, 0);
+	p[100] = 1;
+	assert_true(huge_node_of_memory(p + 100) >= -1);
+	munmap(p, len);
+}
+
 int
 main(void)
 {
@@ -529,6 +555,7 @@ main(void)
 		cmocka_unit_test_teardown(test_shared, reset_config),
 		cmocka_unit_test_teardown(test_shared_refusals, reset_config),
 		cmocka_unit_test_teardown(test_huge_dir, reset_config),
+		cmocka_unit_test(test_where_memory_is),
 		cmocka_unit_test_teardown(test_pool_sizes, reset_config),
 		cmocka_unit_test_teardown(test_pool_reuse, reset_config),
 		cmocka_unit_test_teardown(test_pool_fills_and_merges, reset_config),
