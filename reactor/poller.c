@@ -131,7 +131,8 @@ bool pollers_park(struct reactor *r)
 		if (p->arm && !poller_park(r, p))
 			return false;
 	}
-	r->shared = false;
+	if (list_empty(&r->pollers))
+		r->shared = false;
 	return true;
 }
 

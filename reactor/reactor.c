@@ -4,8 +4,8 @@
  * pollers are in poller.c, the io_uring part in uring.c, the core locks in corelock.c.
  *
  * A pass is: inbox, pollers, ring completions, timers, DEFER_COMPLETE,
- * DEFER_PUBLISH, one ring submission. Everything a pass has started is thus in
- * the kernel when it ends, by one system call, or none when nothing came up.
+ * DEFER_PUBLISH, one ring submission, DEFER_BULK. Everything a pass has started is
+ * thus in the kernel when it ends, by one system call, or none when nothing came up.
  *
  * Sleeping. The reactor says so (`asleep`), then looks at the inbox and has
  * every poller parked, which looks at its queue; only if all are empty does it
@@ -244,6 +244,8 @@ REACTOR_ONLY static unsigned int reactor_pass(struct reactor *r)
 	if (r->defer_first[DEFER_PUBLISH])
 		work += run_deferred(r, DEFER_PUBLISH);
 	uring_submit(r);
+	if (r->defer_first[DEFER_BULK])
+		work += run_deferred(r, DEFER_BULK);
 	return work;
 }
 
@@ -257,7 +259,8 @@ REACTOR_ONLY static void reactor_sleep(struct reactor *r)
 	atomic_store_explicit(&r->asleep, true, memory_order_seq_cst);
 	/* Pairs with reactor_post(): see the top of this file. */
 	if (atomic_load_explicit(&r->inbox.head, memory_order_seq_cst) == NULL &&
-	    !r->defer_first[DEFER_COMPLETE] && !r->defer_first[DEFER_PUBLISH] && pollers_park(r)) {
+	    !r->defer_first[DEFER_COMPLETE] && !r->defer_first[DEFER_PUBLISH] &&
+	    !r->defer_first[DEFER_BULK] && pollers_park(r)) {
 		if (!list_empty(&r->timers)) {
 			uint64_t deadline = list_first(&r->timers, struct timer, node)->deadline;
 			uint64_t now = tsc_now();

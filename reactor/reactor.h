@@ -125,9 +125,11 @@ void reactor_poller_each(void (*fn)(struct poller *p, void *arg), void *arg) REA
 
 /*
  * DEFER_COMPLETE runs before DEFER_PUBLISH, so that all completions of a pass
- * share one publication. A defer already queued is not queued twice.
+ * share one publication. DEFER_BULK comes last, when all that is done has been
+ * published and submitted: for long work, a little a pass, that is to hold up nobody.
+ * A defer already queued is not queued twice.
  */
-enum defer_stage { DEFER_COMPLETE, DEFER_PUBLISH, DEFER_STAGES };
+enum defer_stage { DEFER_COMPLETE, DEFER_PUBLISH, DEFER_BULK, DEFER_STAGES };
 struct defer {
 	struct defer *next;
 	void (*fn)(struct defer *d);

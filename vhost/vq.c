@@ -27,6 +27,7 @@
 #include <string.h>
 
 #define BATCH 32
+#define BATCH_SHARED 16u	/* while others are busy on the same reactor */
 #define COALESCING_INTERVAL_MS 10
 #define SETTLE_AGAIN_US 50000
 #define LONG_IOVS (VRING_CHAIN_MAX + 64)
@@ -275,10 +276,15 @@ COLD REACTOR_ONLY static void forget_rest(struct vq *vq, const uint16_t *heads, 
 	}
 }
 
+REACTOR_ONLY static inline unsigned int batch_max(void)
+{
+	return reactor_is_shared() ? BATCH_SHARED : BATCH;
+}
+
 REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 {
 	uint16_t heads[BATCH];
-	int n = vring_pop(&vq->vring, heads, BATCH), mapped = 0;
+	int n = vring_pop(&vq->vring, heads, batch_max()), mapped = 0;
 
 	if (unlikely(n < 0)) {
 		vq_break(vq, (enum vring_fault)-n, 0);
@@ -313,7 +319,7 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 {
 	struct vring_head heads[BATCH];
-	int n = packed_pop(&vq->vring, heads, BATCH, vq->descs), mapped = 0;
+	int n = packed_pop(&vq->vring, heads, batch_max(), vq->descs), mapped = 0;
 
 	if (unlikely(n < 0)) {
 		vq_break(vq, (enum vring_fault)-n, 0);

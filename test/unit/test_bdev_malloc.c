@@ -205,6 +205,88 @@ static void test_out_of_memory(void **state)
 	assert_int_equal(harness_delete("m0"), 0);
 }
 
+/* ------- not at the cost of others ------- */
+
+static unsigned int poll_nothing(struct poller *p)
+{
+	(void)p;
+	return 0;
+}
+
+static struct poller pollers[2] = {
+	{ .name = "one", .poll = poll_nothing, .group = &pollers[0] },
+	{ .name = "other", .poll = poll_nothing, .group = &pollers[1] },
+};
+
+static void pollers_add(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 2; i++)
+		reactor_poller_add(&pollers[i]);
+}
+
+static void pollers_del(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 2; i++)
+		reactor_poller_del(&pollers[i]);
+}
+
+static void look_shared(void *arg)
+{
+	*(bool *)arg = reactor_is_shared();
+}
+
+static bool is_shared(void *arg)
+{
+	harness_on_reactor(0, look_shared, arg);
+	return *(bool *)arg;
+}
+
+/* Beside others a request takes a pass for every 8 KiB, and what came before goes before. */
+static void test_shares(void **state)
+{
+	unsigned char *out = harness_pages(MIB), *in = harness_pages(MIB);
+	struct iovec iov = { out, MIB }, back = { in, MIB }, part = { out, 4096 };
+	struct harness_io first = { .io.iov = &iov }, second = { .io.iov = &part };
+	struct harness_io third = { .io.iov = &back };
+	struct harness_result hr;
+	struct harness_user user;
+	uint64_t runs;
+	bool shared;
+
+	(void)state;
+	assert_int_equal(create("m0", 4096, 512, &hr), 0);
+	harness_open(&user, "m0", 0);
+	harness_fill(out, MIB, 3);
+	harness_on_reactor(0, pollers_add, NULL);
+	harness_wait_until(is_shared, &shared);
+	first.io.type = second.io.type = BDEV_WRITE;
+	third.io.type = BDEV_READ;
+	first.io.length = third.io.length = MIB;
+	second.io.length = second.io.offset = 4096;
+	first.io.iovcnt = second.io.iovcnt = third.io.iovcnt = 1;
+	runs = counter_read(&pollers[0].runs);
+	harness_io_start(&first, &user);
+	harness_io_start(&second, &user);
+	harness_io_start(&third, &user);
+	assert_int_equal(harness_io_wait(&first), 0);
+	assert_int_equal(harness_io_wait(&second), 0);
+	assert_int_equal(harness_io_wait(&third), 0);
+	assert_true(counter_read(&pollers[0].runs) - runs >= 2 * MIB / (8 * 1024));
+	memcpy(out + 4096, out, 4096);
+	assert_memory_equal(in, out, MIB);
+	assert_int_equal(harness_range(&user, BDEV_WRITE_ZEROES, 0, 2 * MIB, 0), 0);
+	assert_int_equal(harness_rw(&user, BDEV_READ, MIB / 2, in, MIB), 0);
+	memset(out, 0, MIB);
+	assert_memory_equal(in, out, MIB);
+	harness_on_reactor(0, pollers_del, NULL);
+	harness_close(&user);
+	assert_int_equal(harness_delete("m0"), 0);
+	free(out);
+	free(in);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -214,6 +296,7 @@ int main(void)
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_names),
 		cmocka_unit_test(test_out_of_memory),
+		cmocka_unit_test(test_shares),
 	};
 
 	return harness_main("bdev_malloc", tests, ARRAY_SIZE(tests), harness_setup,
