@@ -4,12 +4,13 @@
 import os
 import time
 
-from vhostcase import F, MIB, SLOW, WAIT, VhostCase, pattern, spindle, wait_called
+from takeovercase import TakeoverCase
+from vhostcase import F, MIB, SLOW, WAIT, pattern, spindle, wait_called
 
 KINDS = ({}, {'event_idx': True}, {'packed': True}, {'packed': True, 'event_idx': True})
 
 
-class Parking(VhostCase):
+class ParkCase(TakeoverCase):
     def pollers(self, t):
         """(polled, parked) by name."""
         polled, parked = [], []
@@ -25,6 +26,8 @@ class Parking(VhostCase):
     def packed_disk(self, t, **params):
         return self.disk(t, packed_ring=True, **params)
 
+
+class Parking(ParkCase):
     def test_comes_back_at_a_kick(self):
         for opts in KINDS:
             with self.subTest(opts=opts):
@@ -167,6 +170,19 @@ class Parking(VhostCase):
         self.assertEqual(fe.q[0].error(WAIT), 1)
         self.assertEqual(self.pollers(t), ([], []))
         fe.q[0].stop()
+
+    def test_taken_over_while_parked(self):
+        t = self.target('0x1')
+        path = self.packed_disk(t)
+        fes = [self.connect(path, **opts) for opts in KINDS]
+        for i, fe in enumerate(fes):
+            fe.write(8 * i, pattern(4096, i))
+        self.wait_parked(t, len(fes))
+        s = self.take_over(t)
+        self.wait_parked(s, len(fes))
+        for i, fe in enumerate(fes):
+            self.assertEqual(fe.read(8 * i, 4096, timeout=WAIT), pattern(4096, i))
+        self.wait_parked(s, len(fes))
 
 
 if __name__ == '__main__':
