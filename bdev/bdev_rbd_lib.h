@@ -17,6 +17,7 @@
 	F(rados_blocklist_add) \
 	F(rados_buffer_free) \
 	F(rados_conf_get) \
+	F(rados_conf_parse_argv) \
 	F(rados_conf_read_file) \
 	F(rados_conf_set) \
 	F(rados_connect) \
@@ -40,10 +41,13 @@
 	F(rbd_aio_write_zeroes) \
 	F(rbd_aio_writev) \
 	F(rbd_close) \
+	F(rbd_config_image_list) \
+	F(rbd_config_image_list_cleanup) \
 	F(rbd_get_features) \
 	F(rbd_get_size) \
 	F(rbd_get_stripe_count) \
 	F(rbd_get_stripe_unit) \
+	F(rbd_invalidate_cache) \
 	F(rbd_lock_acquire) \
 	F(rbd_lock_break) \
 	F(rbd_lock_get_owners) \
@@ -76,6 +80,7 @@ int rbd_lib_load(char *reason, size_t size);
 #define rados_blocklist_add rbd_lib.rados_blocklist_add
 #define rados_buffer_free rbd_lib.rados_buffer_free
 #define rados_conf_get rbd_lib.rados_conf_get
+#define rados_conf_parse_argv rbd_lib.rados_conf_parse_argv
 #define rados_conf_read_file rbd_lib.rados_conf_read_file
 #define rados_conf_set rbd_lib.rados_conf_set
 #define rados_connect rbd_lib.rados_connect
@@ -97,10 +102,13 @@ int rbd_lib_load(char *reason, size_t size);
 #define rbd_aio_write_zeroes rbd_lib.rbd_aio_write_zeroes
 #define rbd_aio_writev rbd_lib.rbd_aio_writev
 #define rbd_close rbd_lib.rbd_close
+#define rbd_config_image_list rbd_lib.rbd_config_image_list
+#define rbd_config_image_list_cleanup rbd_lib.rbd_config_image_list_cleanup
 #define rbd_get_features rbd_lib.rbd_get_features
 #define rbd_get_size rbd_lib.rbd_get_size
 #define rbd_get_stripe_count rbd_lib.rbd_get_stripe_count
 #define rbd_get_stripe_unit rbd_lib.rbd_get_stripe_unit
+#define rbd_invalidate_cache rbd_lib.rbd_invalidate_cache
 #define rbd_lock_acquire rbd_lib.rbd_lock_acquire
 #define rbd_lock_break rbd_lib.rbd_lock_break
 #define rbd_lock_get_owners rbd_lib.rbd_lock_get_owners

@@ -221,10 +221,10 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
  * Map a request and, if it is a packed ring's, note it. Its header is read later, by
  * blk_start(): meanwhile others of the batch are mapped.
  */
-REACTOR_ONLY static inline enum vring_fault vq_map(struct vq *vq, const struct vring_head *head,
+REACTOR_ONLY static inline enum vring_fault vq_map(struct vq *vq, struct blk_req *req,
+						   const struct vring_head *head,
 						   bool again)
 {
-	struct blk_req *req = vq_slot(vq, head->id);
 	enum vring_fault fault = req ? VRING_HEAD_BUSY : VRING_NO_MEMORY;
 
 	if (likely(req && !req->busy)) {
@@ -247,17 +247,19 @@ REACTOR_ONLY static inline enum vring_fault vq_map(struct vq *vq, const struct v
 
 enum vring_fault vq_begin(struct vq *vq, const struct vring_head *head, bool again)
 {
-	enum vring_fault fault = vq_map(vq, head, again);
+	struct blk_req *req = vq_slot(vq, head->id);
+	enum vring_fault fault = vq_map(vq, req, head, again);
 
 	if (likely(fault == VRING_OK))
-		blk_start(vq, vq_req(vq, head->id));
+		blk_start(vq, req);
 	return fault;
 }
 
 /* False: the queue is broken. */
-REACTOR_ONLY static inline bool map_or_break(struct vq *vq, const struct vring_head *head)
+REACTOR_ONLY static inline bool map_or_break(struct vq *vq, struct blk_req *req,
+					     const struct vring_head *head)
 {
-	enum vring_fault fault = vq_map(vq, head, false);
+	enum vring_fault fault = vq_map(vq, req, head, false);
 
 	if (likely(fault == VRING_OK))
 		return true;
@@ -283,6 +285,7 @@ REACTOR_ONLY static inline unsigned int batch_max(void)
 
 REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 {
+	struct blk_req *reqs[BATCH];
 	uint16_t heads[BATCH];
 	int n = vring_pop(&vq->vring, heads, batch_max()), mapped = 0;
 
@@ -291,7 +294,7 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 		return 0;
 	}
 	for (int i = 0; i < n; i++) {
-		const struct blk_req *req = vq_slot(vq, heads[i]);
+		const struct blk_req *req = reqs[i] = vq_slot(vq, heads[i]);
 
 		vring_prefetch(&vq->vring, heads[i]);
 		__builtin_prefetch(req);
@@ -306,18 +309,19 @@ REACTOR_ONLY static unsigned int serve_split(struct vq *vq)
 	for (; mapped < n; mapped++) {
 		struct vring_head head = { .id = heads[mapped] };
 
-		if (unlikely(!map_or_break(vq, &head))) {
+		if (unlikely(!map_or_break(vq, reqs[mapped], &head))) {
 			forget_rest(vq, heads + mapped, (unsigned int)(n - mapped));
 			break;
 		}
 	}
 	for (int i = 0; i < mapped; i++)
-		blk_start(vq, vq_req(vq, heads[i]));
+		blk_start(vq, reqs[i]);
 	return (unsigned int)n;
 }
 
 REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 {
+	struct blk_req *reqs[BATCH];
 	struct vring_head heads[BATCH];
 	int n = packed_pop(&vq->vring, heads, batch_max(), vq->descs), mapped = 0;
 
@@ -326,13 +330,14 @@ REACTOR_ONLY static unsigned int serve_packed(struct vq *vq)
 		return 0;
 	}
 	for (int i = 0; i < n; i++) {
-		__builtin_prefetch(vq_slot(vq, heads[i].id));
+		reqs[i] = vq_slot(vq, heads[i].id);
+		__builtin_prefetch(reqs[i]);
 		vring_prefetch_buffer(&vq->vring, heads[i].descs->addr);
 	}
-	while (mapped < n && likely(map_or_break(vq, &heads[mapped])))
+	while (mapped < n && likely(map_or_break(vq, reqs[mapped], &heads[mapped])))
 		mapped++;
 	for (int i = 0; i < mapped; i++)
-		blk_start(vq, vq_req(vq, heads[i].id));
+		blk_start(vq, reqs[i]);
 	return (unsigned int)n;
 }
 
