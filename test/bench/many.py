@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`python3 test/bench/many.py`: what many disks cost, and how well they get on with each other.
 
-    idle      an active disk beside DISKS attached ones that do nothing
-    memory    what each of those takes of the target, beyond the guest's own memory
+    idle      an active disk beside DISKS attached ones that do nothing, and what each of those
+              takes of the target's memory, beyond the guest's own
     create    DISKS bdevs and controllers over one RPC connection, without and with --state
     fair      a guest with one small request at a time beside one that reads as fast as it can
     sleep     CPU time of a target that has nothing to do; one request at a time on one that may
