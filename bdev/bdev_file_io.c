@@ -53,6 +53,7 @@ struct bounce {
 
 struct file_channel {
 	/* Every request. */
+	uint64_t next;		/* where the newest read or write ends */
 	int fd;			/* or the registered file's index */
 	uint8_t sqe_flags;	/* IOSQE_FIXED_FILE then */
 	uint32_t mem_mask, len_mask;
@@ -361,6 +362,10 @@ REACTOR_ONLY static void rw_start(struct bdev_io *io)
 	struct file_io *f = file_io(io);
 
 	f->bounce = NULL;
+	/* The kernel merges what is adjacent and comes in one batch: keep that together. */
+	if (io->offset != fc->next)
+		reactor_submit_early();
+	fc->next = io->offset + io->length;
 	if (unlikely(!rw_aligned(io, fc))) {
 		f->bounce = bounce_get(fc);
 		if (!f->bounce) {

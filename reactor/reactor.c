@@ -5,7 +5,8 @@
  *
  * A pass is: inbox, pollers, ring completions, timers, DEFER_COMPLETE,
  * DEFER_PUBLISH, one ring submission, DEFER_BULK. Everything a pass has started is
- * thus in the kernel when it ends, by one system call, or none when nothing came up.
+ * thus in the kernel when it ends, by one system call, or none when nothing came up, or
+ * a few where the disk had too little to do to wait for it (reactor_submit_early()).
  *
  * Sleeping. The reactor says so (`asleep`), then looks at the inbox and has
  * every poller parked, which looks at its queue; only if all are empty does it

@@ -161,6 +161,14 @@ struct uring_op {
  * completions are reaped: try again in the next pass.
  */
 struct io_uring_sqe *reactor_sqe(struct uring_op *op) REACTOR_ONLY;
+/*
+ * Before the SQE of a request that a disk cannot merge with the one before it:
+ * submits those at once that are more than the kernel has in flight from us (and
+ * two or more). The kernel needs about 1 us to prepare a request and shows a disk a
+ * batch only as a whole: an idle disk would wait for all of it. A busy one costs
+ * no further call.
+ */
+void reactor_submit_early(void) REACTOR_ONLY;
 /* Index for IOSQE_FIXED_FILE, or -errno: use the plain fd then. */
 int reactor_file_register(int fd) REACTOR_ONLY;
 void reactor_file_unregister(int index) REACTOR_ONLY;

@@ -2,13 +2,15 @@
 /*
  * A reactor and other people's file descriptors: watches that wake it, for
  * eventfds, pipes and things that cannot be waited for, and signals that must
- * neither block it nor get lost, whatever the stranger has done to the fd.
+ * neither block it nor get lost, whatever the stranger has done to the fd. And when
+ * the reactor hands requests over before its pass ends.
  */
 #include "harness.h"
 
 #include "reactor/reactor.h"
 
 #include <fcntl.h>
+#include <liburing.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -316,6 +318,93 @@ static void test_signal_that_blocks(void **state)
 	close(mine);
 }
 
+/* ------- submitting before the end of the pass ------- */
+
+#define EARLY_OPS 32
+
+struct early {
+	struct uring_op op;
+	int counter, empty;		/* an eventfd, a pipe's reading end */
+	unsigned int writes, reads;	/* to take */
+	unsigned int began[EARLY_OPS];	/* writes the kernel had done when the n-th was taken */
+	unsigned int ended;
+	char bytes[EARLY_OPS];
+};
+
+static struct early early;
+
+static void early_done(struct uring_op *op, int res, uint32_t cqe_flags)
+{
+	struct early *e = container_of(op, struct early, op);
+
+	(void)cqe_flags;
+	e->ended += res > 0;
+}
+
+static void early_take(void *arg)
+{
+	static const uint64_t one = 1;
+	struct early *e = arg;
+	unsigned int total = 0;
+	uint64_t count;
+
+	for (unsigned int i = 0; i < e->reads; i++)
+		io_uring_prep_read(reactor_sqe(&e->op), e->empty, &e->bytes[i], 1, 0);
+	for (unsigned int i = 0; i < e->writes; i++) {
+		reactor_submit_early();
+		if (read(e->counter, &count, sizeof(count)) == sizeof(count))
+			total += (unsigned int)count;
+		e->began[i] = total;
+		io_uring_prep_write(reactor_sqe(&e->op), e->counter, &one, sizeof(one), 0);
+	}
+}
+
+static bool early_over(void *arg)
+{
+	const unsigned int *count = arg;
+
+	return early.ended == *count;
+}
+
+static void test_submit_early(void **state)
+{
+	unsigned int all = EARLY_OPS;
+	uint64_t count;
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	early = (struct early){ .op.done = early_done, .empty = ends[0], .writes = EARLY_OPS,
+				.counter = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
+	/* Idle: two go at once, then as many as have gone; twice, for the count comes home. */
+	for (unsigned int round = 0; round < 2; round++) {
+		early.ended = 0;
+		harness_on_reactor(0, early_take, &early);
+		harness_wait_until(early_over, &all);
+		for (unsigned int i = 0, want = 0; i < EARLY_OPS; i++) {
+			if (i == 2 || (i > 2 && i == 2 * want))
+				want = i;
+			assert_int_equal(early.began[i], want);
+		}
+		assert_int_equal(read(early.counter, &count, sizeof(count)), sizeof(count));
+	}
+	/* Busy with reads that wait: 8 writes stay together. */
+	early.ended = 0;
+	early.reads = EARLY_OPS - 8;
+	early.writes = 0;
+	harness_on_reactor(0, early_take, &early);
+	early.reads = 0;
+	early.writes = 8;
+	harness_on_reactor(0, early_take, &early);
+	for (unsigned int i = 0; i < 8; i++)
+		assert_int_equal(early.began[i], 0);
+	assert_int_equal(write(ends[1], early.bytes, EARLY_OPS - 8), EARLY_OPS - 8);
+	harness_wait_until(early_over, &all);
+	close(ends[0]);
+	close(ends[1]);
+	close(early.counter);
+}
+
 static void free_null(void *arg)
 {
 	struct watching *w = arg;
@@ -347,6 +436,8 @@ int main(void)
 		IN_MODE(test_last_signal_blocking_fd, start_interrupt),
 		IN_MODE(test_last_signal_blocking_fd, start_poll_always),
 		IN_MODE(test_signal_that_blocks, start_interrupt),
+		IN_MODE(test_submit_early, start_interrupt),
+		IN_MODE(test_submit_early, start_poll_always),
 		IN_MODE(test_null, start_interrupt),
 	};
 
