@@ -467,8 +467,6 @@ REACTOR_ONLY static void let_go_of_fds(struct vq *vq)
 		reactor_timer_stop(&vq->call_timer);
 		call_now(vq);
 	}
-	vq_reqs_release(vq);
-	reqs_leave();
 	reactor_signal_free(vq->call);
 	reactor_watch_stop(vq->kick_watch);
 	vq->call = NULL;
@@ -478,6 +476,8 @@ REACTOR_ONLY static void let_go_of_fds(struct vq *vq)
 REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
 {
 	let_go_of_fds(vq);
+	vq_reqs_release(vq);
+	reqs_leave();
 	vq->msg.fn = stopped_msg;
 	control_post(&vq->msg);
 }
