@@ -161,8 +161,8 @@ class Split(Case):
         self.check_io(fe, sector=8)
         self.check_ends(fe, source)
 
-    def test_in_flight(self):
-        """What a killed target had in flight is done again, though its pages are missing now."""
+    def left_in_flight(self, hold):
+        """A killed target had four writes in flight, the pages of which are missing now."""
         self.t.rpc('vhost_create_blk_controller', ctrlr='slow', packed_ring=True,
                    dev_name=self.delay(self.t, self.malloc(self.t, 'm2'), 60000000))
         fe = self.frontend(indirect=True)
@@ -183,12 +183,41 @@ class Split(Case):
         self.t.start()
         self.path = self.ctrlr(self.t, 'c0', self.bdev(self.t), packed_ring=True)
         fe.close()
-        source = self.arrive(fe, take=lambda s: [s.take(gpa, PAGE) for gpa in jobs])
-        fe.q[0].wait_all(4, WAIT)
-        self.assertGreaterEqual(len(source.asked), 4 if self.page == PAGE else 1)
-        for i in range(4):
-            self.assertEqual(fe.read(8 * i, PAGE), pattern(PAGE, i))
-        self.check_ends(fe, source)
+        source = self.arrive(fe, take=lambda s: [s.take(gpa, PAGE, hold) for gpa in jobs])
+        spindle.wait_until(lambda: source.asked, WAIT, 'asked for')
+        return fe, source
+
+    def test_in_flight(self):
+        """They are done again, when their pages have come; a stop waits for that."""
+        for stop in (False, True):
+            fe, source = self.left_in_flight(hold=stop)
+            if stop:
+                fe.send_raw(F.GET_VRING_BASE, struct.pack('<II', 0, 0))
+                self.assertTrue(fe.quiet(0.1))
+                source.release()
+                self.assertEqual(fe.recv(WAIT).request, F.GET_VRING_BASE)
+            fe.q[0].wait_all(4, WAIT)
+            self.assertGreaterEqual(len(source.asked), 4 if self.page == PAGE else 1)
+            if not stop:
+                for i in range(4):
+                    self.assertEqual(fe.read(8 * i, PAGE), pattern(PAGE, i))
+                self.check_ends(fe, source)
+            fe.close()
+            self.wait_sessions(self.t, 0)
+            self.t.stop()
+            self.t.start()
+
+    def test_in_flight_lost(self):
+        """The front end is gone before, and gone while it waits for the stop."""
+        for stop in (False, True):
+            fe, source = self.left_in_flight(hold=True)
+            if stop:
+                fe.send_raw(F.GET_VRING_BASE, struct.pack('<II', 0, 0))
+                self.assertTrue(fe.quiet(0.1))
+            fe.close()
+            self.wait_sessions(self.t, 0)
+            self.t.stop()
+            self.t.start()
 
     def test_withheld(self):
         """A page that does not come for a while: others are served meanwhile."""
