@@ -197,6 +197,28 @@ void vq_update(struct vq *vq) CONTROL_ONLY;
  */
 void vq_measure(struct vq *vq) CONTROL_ONLY;
 
+/* ------- between vq.c, which serves, and vq_life.c ------- */
+
+unsigned int vq_poll(struct poller *p);
+bool vq_arm(struct poller *p);
+void vq_disarm(struct poller *p);
+/* Its kick fd is readable; arg: the vq. */
+void vq_kicked(void *arg);
+/* Deferred to the end of a pass in which requests have ended. */
+void vq_publish(struct defer *d);
+void vq_call_timer_fired(struct timer *t);
+void vq_call_now(struct vq *vq) REACTOR_ONLY;
+/* Publish what has ended, and call if the guest wants it. */
+void vq_show_now(struct vq *vq) REACTOR_ONLY;
+/* What a back end before us had in flight, in the order in which it took them. */
+void vq_resubmit(struct vq *vq) REACTOR_ONLY;
+void vq_free_iovs(struct vq *vq);
+/*
+ * Stopping, and the last request has ended. The guest may go on at another target:
+ * what is cached in this process must be on the storage before it does.
+ */
+void vq_idle(struct vq *vq) REACTOR_ONLY;
+
 /* The queue cannot go on: tell the front end, log once, serve nothing more. */
 void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head) REACTOR_ONLY;
 /* Answer: used entry with `len` bytes written; the slot is free again. */
