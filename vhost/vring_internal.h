@@ -34,11 +34,12 @@ static inline enum vring_fault vring_table(struct vring *vr, uint64_t gpa, uint3
 		if (!pages_present_gpa(vr->mem, gpa, len, vr->fetch))
 			return VRING_MISSING;
 	}
-	*table = span->hva + offset;
 	/* Its words must load whole. */
 	if (unlikely(offset >= span->size || len > span->size - offset ||
-		     ((uintptr_t)*table & 7)))
+		     (((uintptr_t)span->hva + offset) & 7)))
 		*table = vring_table_slow(vr, gpa, len);
+	else
+		*table = span->hva + offset;
 	return likely(*table) ? VRING_OK : VRING_ADDRESS;
 }
 
