@@ -152,10 +152,12 @@ static void malloc_piece(const struct bdev_io *io, uint64_t at, uint64_t len)
  */
 static inline void malloc_prefetch(const struct bdev_io *io)
 {
-	const char *from = io->type == BDEV_READ ? malloc_data(io) :
-			   io->type == BDEV_WRITE ? io->iov[0].iov_base : NULL;
+	const char *from;
 
-	for (unsigned int i = 0; from && i < PREFETCH; i += CACHE_LINE)
+	if (io->type != BDEV_READ && io->type != BDEV_WRITE)
+		return;
+	from = io->type == BDEV_READ ? malloc_data(io) : io->iov[0].iov_base;
+	for (unsigned int i = 0; i < PREFETCH; i += CACHE_LINE)
 		__builtin_prefetch(from + i);
 }
 
