@@ -108,7 +108,7 @@ make_others() {
 everything() {
 	# Long, and of processes that are killed or of locks: run once, not under sanitizers.
 	local clang_too=()
-	local others twice="test_fio test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
+	local others twice="test_fio test_bench test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
 	if [ "$(id -u)" = 0 ]; then
 		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
 		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
@@ -143,7 +143,7 @@ everything() {
 		BUILD=build/${san//,/-}
 		SKIP=$twice
 		# No threads but those that other suites have as well.
-		[ "$san" = thread ] && SKIP+=" test_restart test_inflight test_rpc_params"
+		[ "$san" = thread ] && SKIP+=" test_restart test_inflight test_postcopy test_rpc_params"
 		for s in unit functional fuzz; do suite "$s"; done
 	done
 }
