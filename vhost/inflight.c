@@ -12,10 +12,12 @@
  * driver has seen.
  *
  * Packed. Descriptors are overwritten by used entries, so a request's are copied
- * into entries of the region, which have a free list. At the end of a pass free list
- * and used place move on, the used entries are written, the first of them last, the
- * marks are cleared, and the old_ copies follow. Where copies differ, the ring's
- * descriptor at old_used_idx tells whether the driver can have seen the entries.
+ * into entries of the region, which have a free list. Every used entry is a batch
+ * of its own: free list and used place move on, the descriptor is marked used, the
+ * mark is cleared, and the old_ copies follow. Where copies differ, the ring's
+ * descriptor at old_used_idx tells whether the driver can have seen the entry. (A
+ * larger batch would leave used flags behind the first entry, which a kill in between
+ * makes visible later, when what was done again ends in another order.)
  */
 #include "vhost/inflight.h"
 
@@ -367,28 +369,20 @@ static inline void link_entries(struct inflight *fl, uint16_t first, uint16_t la
 	fl->free_head = first;
 }
 
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
-			  unsigned int n)
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e)
 {
 	struct inflight_packed *r = fl->packed;
-	uint32_t used = vr->used_idx;
-	uint16_t idx;
-	bool wrap;
+	uint16_t first = fl->of_id[e->head].first, last = fl->of_id[e->head].last;
+	uint32_t used = (uint32_t)vr->used_idx + e->count;
+	uint16_t idx = (uint16_t)(used & vr->mask);
+	bool wrap = vr->used_wrap ^ (used >= vr->num);
 
-	for (unsigned int i = 0; i < n; i++) {
-		uint16_t id = entries[i].head;
-
-		link_entries(fl, fl->of_id[id].first, fl->of_id[id].last);
-		used += entries[i].count;
-	}
-	idx = (uint16_t)(used & vr->mask);
-	wrap = vr->used_wrap ^ (used >= vr->num);
-	STORE(r->free_head, fl->free_head);
+	link_entries(fl, first, last);
+	STORE(r->free_head, first);
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
-	packed_push(vr, entries, n);
-	for (unsigned int i = 0; i < n; i++)
-		STORE(r->desc[fl->of_id[entries[i].head].first].inflight, 0);
-	STORE(r->old_free_head, fl->free_head);
+	packed_push(vr, e, 1);
+	STORE(r->desc[first].inflight, 0);
+	STORE(r->old_free_head, first);
 	store_used(r, idx, wrap, idx, wrap);
 }
 

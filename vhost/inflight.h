@@ -146,8 +146,7 @@ static inline void inflight_published(struct inflight *fl, const struct vring *v
 	fl->batch[0] = fl->batch[fl->batch_count];
 	fl->batch_count = 0;
 }
-/* Packed: write these used entries, and note them. */
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
-			  unsigned int n);
+/* Packed: write this used entry, and note it. */
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e);
 
 #endif

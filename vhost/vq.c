@@ -142,12 +142,13 @@ REACTOR_ONLY static bool show_packed(struct vq *vq)
 
 	if (n == 0)
 		return false;
-	if (vq->fl)
-		inflight_push_packed(vq->fl, &vq->vring, vq->ended, n);
-	else
+	if (!vq->fl)
 		packed_push(&vq->vring, vq->ended, n);
-	for (unsigned int i = 0; i < n; i++)
+	for (unsigned int i = 0; i < n; i++) {
+		if (vq->fl)
+			inflight_push_packed(vq->fl, &vq->vring, &vq->ended[i]);
 		vq_req(vq, vq->ended[i].head)->busy = false;
+	}
 	vq->ended_count = 0;
 	return packed_publish(&vq->vring);
 }

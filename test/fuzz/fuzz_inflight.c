@@ -103,10 +103,10 @@ static void end_some(struct vring *vr, struct inflight *fl, unsigned int count, 
 	}
 	if (n == 0)
 		return;
-	if (vr->packed) {
-		inflight_push_packed(fl, vr, ended, n);
+	for (unsigned int i = 0; vr->packed && i < n; i++)
+		inflight_push_packed(fl, vr, &ended[i]);
+	if (vr->packed)
 		return;
-	}
 	for (unsigned int i = 0; i < n; i++) {
 		inflight_used(fl, ended[i].head);
 		vring_push(vr, ended[i].head, ended[i].len);
