@@ -237,9 +237,14 @@ static void forget_done(struct job *job)
 		bdev_ready(&rb->bdev);
 }
 
+static bool must_forget(const struct rbd_bdev *rb)
+{
+	return rb->cached && !rb->closing && !rb->bdev.removing && !rb->opts.snapshot;
+}
+
 CONTROL_ONLY static void forget_cache(struct rbd_bdev *rb)
 {
-	if (!rb->cached || rb->closing || rb->forgetting || rb->bdev.removing || rb->opts.snapshot)
+	if (!must_forget(rb) || rb->forgetting)
 		return;
 	rb->forgetting = true;
 	rb->forget_job.run = forget_run;
@@ -247,13 +252,26 @@ CONTROL_ONLY static void forget_cache(struct rbd_bdev *rb)
 	worker_submit(&rb->forget_job);
 }
 
+/* Whoever used the image is gone, but for channels on their way out. */
+static bool is_left(const struct rbd_bdev *rb)
+{
+	const struct bdev_channel *ch;
+	unsigned int leaving = 0;
+
+	list_for_each(ch, &rb->bdev.closing, closing)
+		leaving++;
+	return leaving > 0 && leaving == rb->users;
+}
+
 static int rbd_channel_prepare(struct bdev_channel *ch)
 {
 	struct rbd_bdev *rb = rbd_of(ch->bdev);
 
-	if (rb->forgetting)
+	/* Also a guest that comes back at once, to requests that it left here, say. */
+	if (rb->forgetting || (must_forget(rb) && is_left(rb)))
 		return -EAGAIN;
-	rb->users++;
+	if (rb->users++ == 0)
+		atomic_store(&rb->had_lock, false);
 	return 0;
 }
 
@@ -711,13 +729,15 @@ static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
  * The lock goes to another client when all requests that were issued under it have
  * ended and the cache has been written back. A write that waits for the lock itself is
  * under nobody's; so the lock must have been ours, and nobody else writes meanwhile.
+ * With librbd's cache a guest that went to and fro under load has read old data.
  */
 static bool rbd_keeps_order(struct bdev *bdev)
 {
 	const struct rbd_bdev *rb = rbd_of(bdev);
 
-	return rb->locking && (rb->opts.exclusive ||
-			       atomic_load_explicit(&rb->had_lock, memory_order_relaxed));
+	return rb->locking && !rb->cached &&
+	       (rb->opts.exclusive ||
+		atomic_load_explicit(&rb->had_lock, memory_order_relaxed));
 }
 
 /* librbd asks for the lock before it flushes. Reads do without, so they have to be held back. */
