@@ -22,7 +22,7 @@ static struct list abandoned = LIST_INIT(abandoned);	/* struct vq.abandoned */
 bool vvq_may_abandon(const struct vhost_vq *vvq)
 {
 	/* While pages are missing, what is begun depends on the front end. */
-	return vvq->abandon && vvq->vq->fl && vvq->vq->ch && !vvq->vq->fetch &&
+	return vvq->abandon && vvq->vq->fl && vvq->vq->ch && !vvq->vq->mem->paged &&
 	       bdev_keeps_order(bdev_channel_bdev(vvq->vq->ch));
 }
 

@@ -568,7 +568,7 @@ CONTROL_ONLY static int take_position(struct handover_record *rec)
 	s->vqs[body->index]->base = body->base;
 	s->vqs[body->index]->broken = body->broken;
 	s->vqs[body->index]->waits = body->waits;
-	s->vqs[body->index]->handed = s->vqs[body->index]->kicked;
+	s->vqs[body->index]->handed = s->vqs[body->index]->kicked && !body->waits;
 	return 0;
 }
 

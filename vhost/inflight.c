@@ -189,8 +189,8 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 		STORE(r->desc[i].inflight, 0);
 		i = LOAD(r->desc[last].next);
 	}
-	STORE(r->old_free_head, free);
 	store_used(r, used, wrap, used, wrap);
+	STORE(r->old_free_head, free);
 	return true;
 }
 
@@ -382,8 +382,9 @@ void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct us
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
 	packed_push(vr, e, 1);
 	STORE(r->desc[first].inflight, 0);
-	STORE(r->old_free_head, first);
+	/* In this order: equal used places are taken for nothing half done, and that is so. */
 	store_used(r, idx, wrap, idx, wrap);
+	STORE(r->old_free_head, first);
 }
 
 void inflight_forget(struct inflight *fl, uint16_t id)

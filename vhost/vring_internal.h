@@ -62,7 +62,8 @@ static inline enum vring_fault vring_add_buffer(struct vring *vr, uint64_t gpa, 
 	unsigned int used = c->out + c->in;
 
 	/* A length of 0 wraps, and is refused by the slow one. */
-	if (unlikely(offset >= span->size || len - 1u >= span->size - offset || used == c->cap))
+	if (unlikely(offset >= span->size || (uint64_t)len - 1 >= span->size - offset ||
+		     used == c->cap))
 		return vring_add_slow(vr, gpa, len, flags, c);
 	c->iov[used].iov_base = span->hva + offset;
 	c->iov[used].iov_len = len;

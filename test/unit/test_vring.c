@@ -498,6 +498,18 @@ static void test_fault_texts(void **state)
 	}
 }
 
+/* More than 4 GiB behind the address: a length of 0 must not pass for a long one. */
+static void test_zero_length_in_large_region(void **state)
+{
+	(void)state;
+	ring(NUM, 0, false);
+	g.mem->spans[0].size = UINT64_C(6) << 30;
+	desc(0, DATA, 16, NEXT, 1);
+	desc(1, A, 0, WRITE, 0);
+	assert_int_equal(map(0, 8), VRING_ZERO_LENGTH);
+	g.mem->spans[0].size = blocks[0].size;
+}
+
 int main(void)
 {
 #define ON_MEMORY(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
@@ -518,6 +530,7 @@ int main(void)
 		ON_MEMORY(test_grow),
 		ON_MEMORY(test_too_long),
 		ON_MEMORY(test_large_sums),
+		ON_MEMORY(test_zero_length_in_large_region),
 		ON_MEMORY(test_faults),
 		ON_MEMORY(test_fault_texts),
 	};
