@@ -126,10 +126,24 @@ static void write_run(struct job *job)
 
 /* ------- on control ------- */
 
+static void move_calls(struct list *from, struct list *to)
+{
+	while (!list_empty(from)) {
+		struct list *node = from->next;
+
+		list_del(node);
+		list_add_tail(to, node);
+	}
+}
+
+/* Those there are now: an answer may bring in the next call, which has yet to be saved. */
 CONTROL_ONLY static void answer(struct list *calls, int status, const char *why)
 {
-	while (!list_empty(calls)) {
-		struct rpc_call *call = list_first(calls, struct rpc_call, node);
+	struct list now = LIST_INIT(now);
+
+	move_calls(calls, &now);
+	while (!list_empty(&now)) {
+		struct rpc_call *call = list_first(&now, struct rpc_call, node);
 
 		list_del(&call->node);
 		rpc_release(call, status, why);
@@ -218,12 +232,7 @@ static void write_next(void)
 	state.busy = true;
 	state.text = text;
 	state.status = 0;
-	while (!list_empty(&state.calls)) {
-		struct list *node = state.calls.next;
-
-		list_del(node);
-		list_add_tail(&state.riding, node);
-	}
+	move_calls(&state.calls, &state.riding);
 	state.job.run = write_run;
 	state.job.done = write_done;
 	worker_submit(&state.job);
