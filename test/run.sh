@@ -112,7 +112,7 @@ make_others() {
 everything() {
 	# Long, and of processes that are killed or of locks: run once, not under sanitizers.
 	local clang_too=()
-	local others twice="test_fio test_bench test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
+	local others twice="test_fio test_bench test_modes test_restart test_takeover test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
 	if [ "$(id -u)" = 0 ]; then
 		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
 		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
@@ -150,7 +150,7 @@ everything() {
 		BUILD=build/${san//,/-}
 		SKIP=$twice
 		# No threads but those that other suites have as well.
-		[ "$san" = thread ] && SKIP+=" test_restart test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log test_takeover"
+		[ "$san" = thread ] && SKIP+=" test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log"
 		for s in unit functional fuzz; do suite "$s"; done
 	done
 }

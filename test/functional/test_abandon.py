@@ -210,6 +210,8 @@ class Stop(Case):
         t, fe = self.start(queues=2)
         self.release(t)
         other = self.guest(t.path('c0'))
+        # It runs: one that starts while something is left behind has to wait for that.
+        self.check_io(other, sector=80)
         self.inject(t, self.name, 'write', 'pending', num=WRITES)
         fe.q[0].submit(F.T_OUT, 0, [(fe.alloc(512), 512)])
         self.wait_inflight(t, 1)
