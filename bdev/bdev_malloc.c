@@ -90,6 +90,14 @@ static inline void stream_copy(char *to, const char *from, size_t len)
 #endif
 }
 
+/* Such stores are not ordered with those that tell of the end. */
+static inline void stream_end(void)
+{
+#ifdef __SSE2__
+	_mm_sfence();
+#endif
+}
+
 /* To the disk: 256 MiB of random 4 KiB writes go 1.6 times as fast as by memcpy(). */
 static void malloc_write(const struct bdev_io *io, uint64_t at, char *to, uint64_t len)
 {
@@ -115,9 +123,8 @@ static void malloc_write(const struct bdev_io *io, uint64_t at, char *to, uint64
 		to += n;
 		len -= n;
 	}
-	/* Such stores are not ordered with those that tell of the end. */
 	if (streamed)
-		atomic_thread_fence(memory_order_seq_cst);
+		stream_end();
 }
 
 static char *malloc_data(const struct bdev_io *io)

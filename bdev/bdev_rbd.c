@@ -255,10 +255,9 @@ CONTROL_ONLY static void forget_cache(struct rbd_bdev *rb)
 /* Whoever used the image is gone, but for channels on their way out. */
 static bool is_left(const struct rbd_bdev *rb)
 {
-	const struct bdev_channel *ch;
 	unsigned int leaving = 0;
 
-	list_for_each(ch, &rb->bdev.closing, closing)
+	for (const struct list *at = rb->bdev.closing.next; at != &rb->bdev.closing; at = at->next)
 		leaving++;
 	return leaving > 0 && leaving == rb->users;
 }

@@ -327,7 +327,7 @@ struct early {
 	int counter, empty;		/* an eventfd, a pipe's reading end */
 	unsigned int writes, reads;	/* to take */
 	unsigned int began[EARLY_OPS];	/* writes the kernel had done when the n-th was taken */
-	unsigned int ended;
+	_Atomic unsigned int ended;
 	char bytes[EARLY_OPS];
 };
 
