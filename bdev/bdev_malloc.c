@@ -256,6 +256,7 @@ static void create_freed(struct job *job)
 static void create_run(struct job *job)
 {
 	struct malloc_bdev *mb = container_of(job, struct malloc_bdev, job);
+
 	if (mb->fd >= 0)
 		mb->status = huge_adopt(mb->fd, bdev_size(&mb->bdev), &mb->area);
 	else

@@ -8,9 +8,9 @@
  * counted in inflight_now, or it has been pushed to the used ring. Completions of
  * one pass are pushed as they come and published together by the deferred
  * vq_publish(): one store of the used index, at most one call. In packed rings even
- * the pushing waits for vq_publish(), for the driver sees used entries in the order of
- * their places and is shown all by one store; and because no request may be taken
- * between the steps by which the in-flight region notes the end of some.
+ * the pushing waits for vq_publish(): without an in-flight region one store shows the
+ * driver all of them; with one each is shown by itself, and no request may be taken
+ * between the steps by which the region notes its end.
  *
  * A broken vq stays like that until the front end stops it: requests in flight end
  * normally, nothing new is looked at. How it starts and stops is in vq_life.c.

@@ -24,6 +24,10 @@ PAGE = 4096
 LONG = 20.0 * SLOW
 SIZE = 8        # MiB of an image
 
+# Writes stay in the cache for as long as they can.
+WRITEBACK = {'rbd_cache_policy': 'writeback', 'rbd_cache_writethrough_until_flush': 'false',
+             'rbd_cache_max_dirty_age': '30'}
+
 
 class Guest(Load):
     """Load on two queues, and the longest time without a completion."""
@@ -426,9 +430,7 @@ class Migrated(ContinuityCase):
         """Nothing is left behind in one target's cache, and nothing old found in the other's, even
         if the other never writes and so never asks for the lock."""
         image = self.image('caches', SIZE)
-        _, paths = self.two(image, cache='writeback', config={
-            'rbd_cache_policy': 'writeback', 'rbd_cache_writethrough_until_flush': 'false',
-            'rbd_cache_max_dirty_age': '30'})
+        _, paths = self.two(image, cache='writeback', config=WRITEBACK)
         fe = self.connect(paths[0], mem_size=8 * MIB, timeout=LONG)
         for i in range(4):
             data = pattern(65536, i + 1)
@@ -447,9 +449,7 @@ class Migrated(ContinuityCase):
         """What was read before the guest went away is not read again when it is back: it has
         written meanwhile, and nobody but the lock, which is not there, tells librbd so."""
         image = self.image('clean', SIZE, '--image-feature', 'layering')
-        _, paths = self.two(image, cache='writeback', config={
-            'rbd_cache_policy': 'writeback', 'rbd_cache_writethrough_until_flush': 'false',
-            'rbd_cache_max_dirty_age': '30'})
+        _, paths = self.two(image, cache='writeback', config=WRITEBACK)
         fe = self.connect(paths[0], mem_size=8 * MIB, timeout=LONG)
         for i in range(6):
             data = pattern(65536, i + 1)

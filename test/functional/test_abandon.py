@@ -268,26 +268,26 @@ class Stop(Case):
         t, fe, _ = self.left()
         self.assertLess(t.stop(), 4 * spindle.SLOW)
 
+    def answered_when_ended(self, t, fe, request):
+        """All LEFT requests are waited for."""
+        fe.send_raw(request, bytes(8))
+        self.assertTrue(fe.quiet(0.1))
+        self.release(t)
+        self.assertEqual(fe.recv(WAIT).request, request)
+        self.assertEqual(len(fe.q[0].poll()), LEFT)
+
     def test_without_a_region(self):
         t, fe = self.start(no_inflight=True)
         self.submit(fe)
         self.wait_inflight(t, LEFT)
-        fe.send_raw(F.GET_VRING_BASE_SKIP_DRAIN, bytes(8))
-        self.assertTrue(fe.quiet(0.1))
-        self.release(t)
-        self.assertEqual(fe.recv(WAIT).request, F.GET_VRING_BASE_SKIP_DRAIN)
-        self.assertEqual(len(fe.q[0].poll()), LEFT)
+        self.answered_when_ended(t, fe, F.GET_VRING_BASE_SKIP_DRAIN)
 
     def test_the_usual_message_drains(self):
         t, fe = self.start()
         fe.log_start()
         self.submit(fe)
         self.wait_inflight(t, LEFT)
-        fe.send_raw(F.GET_VRING_BASE, bytes(8))
-        self.assertTrue(fe.quiet(0.1))
-        self.release(t)
-        self.assertEqual(fe.recv(WAIT).request, F.GET_VRING_BASE)
-        self.assertEqual(len(fe.q[0].poll()), LEFT)
+        self.answered_when_ended(t, fe, F.GET_VRING_BASE)
 
     def test_by_the_feature_alone(self):
         # As long as a migration's log is on.
@@ -302,11 +302,7 @@ class Stop(Case):
         self.stall(t)
         fe.start_rings()
         self.wait_inflight(t, LEFT)
-        fe.send_raw(F.GET_VRING_BASE, bytes(8))
-        self.assertTrue(fe.quiet(0.1))
-        self.release(t)
-        self.assertEqual(fe.recv(WAIT).request, F.GET_VRING_BASE)
-        self.assertEqual(len(fe.q[0].poll()), LEFT)
+        self.answered_when_ended(t, fe, F.GET_VRING_BASE)
 
 
 class StopPacked(Stop):
