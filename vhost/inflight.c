@@ -12,12 +12,13 @@
  * driver has seen.
  *
  * Packed. Descriptors are overwritten by used entries, so a request's are copied
- * into entries of the region, which have a free list. Every used entry is a batch
- * of its own: free list and used place move on, the descriptor is marked used, the
- * mark is cleared, and the old_ copies follow. Where copies differ, the ring's
- * descriptor at old_used_idx tells whether the driver can have seen the entry. (A
- * larger batch would leave used flags behind the first entry, which a kill in between
- * makes visible later, when what was done again ends in another order.)
+ * into entries of the region, which have a free list. At the end of a pass free list
+ * and used place move on, the used entries are written, the first of them last, the
+ * marks are cleared, and the old_ copies follow. Where copies differ, the ring's
+ * descriptor at old_used_idx tells whether the driver can have seen the entries. If it
+ * cannot, those behind the first may be marked used all the same, and what is done again
+ * may end in another order: the driver would take them for answers once it comes to
+ * them. So their marks are taken back, before the region forgets that there was a batch.
  */
 #include "vhost/inflight.h"
 
@@ -159,7 +160,7 @@ static bool packed_is_full(const struct inflight_packed *r, uint16_t num)
 	return sum == num;
 }
 
-/* One used entry may be half done: finish it, or take it back. */
+/* A batch may be half done: finish it, or take it back. */
 static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uint16_t num)
 {
 	uint16_t used = LOAD(r->used_idx), old_used = LOAD(r->old_used_idx);
@@ -170,6 +171,7 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 		return false;
 	if ((used == old_used && wrap == old_wrap) ||
 	    packed_is_avail(packed_flags(&vr->packed[old_used]), old_wrap)) {
+		packed_take_back(vr, old_used, old_wrap, used, wrap);
 		STORE(r->free_head, old_free);
 		store_used(r, old_used, old_wrap, old_used, old_wrap);
 		/* Free, or about to be taken: then the ring has it still. */
@@ -178,8 +180,8 @@ static bool packed_settle(struct inflight_packed *r, const struct vring *vr, uin
 		return true;
 	}
 	/*
-	 * Others batch: every request freed since, at least one, the driver has seen. It
-	 * is at old_free itself where their list is a ring and was empty.
+	 * Every request freed since, at least one, the driver has seen. It is at old_free
+	 * itself where another back end's list is a ring and was empty.
 	 */
 	for (uint16_t n = 0; n == 0 || i != old_free; n++) {
 		uint16_t last = i < num ? LOAD(r->desc[i].last) : num;
@@ -369,22 +371,31 @@ static inline void link_entries(struct inflight *fl, uint16_t first, uint16_t la
 	fl->free_head = first;
 }
 
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e)
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
+			  unsigned int n)
 {
 	struct inflight_packed *r = fl->packed;
-	uint16_t first = fl->of_id[e->head].first, last = fl->of_id[e->head].last;
-	uint32_t used = (uint32_t)vr->used_idx + e->count;
-	uint16_t idx = (uint16_t)(used & vr->mask);
-	bool wrap = vr->used_wrap ^ (used >= vr->num);
+	uint32_t used = vr->used_idx;
+	uint16_t idx;
+	bool wrap;
 
-	link_entries(fl, first, last);
-	STORE(r->free_head, first);
+	for (unsigned int i = 0; i < n; i++) {
+		uint16_t id = entries[i].head;
+
+		link_entries(fl, fl->of_id[id].first, fl->of_id[id].last);
+		used += entries[i].count;
+	}
+	/* All requests of a ring take its places at most, so this is less than a lap or one. */
+	idx = (uint16_t)(used & vr->mask);
+	wrap = vr->used_wrap ^ (used >= vr->num);
+	STORE(r->free_head, fl->free_head);
 	store_used(r, idx, wrap, vr->used_idx, vr->used_wrap);
-	packed_push(vr, e, 1);
-	STORE(r->desc[first].inflight, 0);
+	packed_push(vr, entries, n);
+	for (unsigned int i = 0; i < n; i++)
+		STORE(r->desc[fl->of_id[entries[i].head].first].inflight, 0);
 	/* In this order: equal used places are taken for nothing half done, and that is so. */
 	store_used(r, idx, wrap, idx, wrap);
-	STORE(r->old_free_head, first);
+	STORE(r->old_free_head, fl->free_head);
 }
 
 void inflight_forget(struct inflight *fl, uint16_t id)

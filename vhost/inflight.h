@@ -146,7 +146,8 @@ static inline void inflight_published(struct inflight *fl, const struct vring *v
 	fl->batch[0] = fl->batch[fl->batch_count];
 	fl->batch_count = 0;
 }
-/* Packed: write this used entry, and note it. */
-void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *e);
+/* Packed: write these used entries, and note them. */
+void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,
+			  unsigned int n);
 
 #endif

@@ -7,8 +7,9 @@
  * the used index; the guest loads it with acquire. Two places need more, a store
  * that is ordered before a later load of another word: publishing the used index
  * before looking whether the guest wants a call (it does the mirror image before
- * it sleeps), and asking for kicks before looking at the avail index again. Both
- * use sequentially consistent accesses, on x86 one xchg.
+ * it sleeps), and asking for kicks before looking at the avail index again. The
+ * first is a fence in vring_wants_call(), so that what is noted in between does not
+ * wait for the guest's cache line; the second uses sequentially consistent accesses.
  */
 #include "vhost/vring_internal.h"
 
@@ -226,27 +227,21 @@ enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *
 	}
 }
 
-bool vring_publish(struct vring *vr)
+bool vring_wants_call(struct vring *vr)
 {
-	uint16_t old = vr->signalled, new = vr->used_idx;
+	uint16_t old = vr->signalled, new = vr->used_idx, event;
 	bool valid = vr->signalled_valid;
 
-	/*
-	 * Release for the entries, and ordered before the look at the guest's
-	 * wish: it re-reads the used index after stating that wish.
-	 */
-	atomic_store_explicit(vr->used_idx_ptr, new, memory_order_seq_cst);
-	if (unlikely(vr->log))
-		vring_log_used(vr, 2, sizeof(new));
+	/* The guest re-reads the used index after stating its wish. */
+	atomic_thread_fence(memory_order_seq_cst);
 	if (!vr->event_idx)
-		return !(atomic_load_explicit(vr->avail_flags, memory_order_seq_cst) &
+		return !(atomic_load_explicit(vr->avail_flags, memory_order_relaxed) &
 			 NO_INTERRUPT);
 	vr->signalled = new;
 	vr->signalled_valid = true;
 	if (unlikely(!valid))
 		return true;
-	uint16_t event = atomic_load_explicit(vr->used_event, memory_order_seq_cst);
-
+	event = atomic_load_explicit(vr->used_event, memory_order_relaxed);
 	return (uint16_t)(new - event - 1) < (uint16_t)(new - old);
 }
 

@@ -92,7 +92,7 @@ struct vring {
 	bool indirect_paged;	/* instead of indirect, while fetch is set: saves a look at that */
 	/* Ours. */
 	uint16_t last_avail;	/* next avail entry to look at */
-	uint16_t used_idx;	/* next used entry to write; published by vring_publish() */
+	uint16_t used_idx;	/* next used entry to write; published by vring_show() */
 	bool avail_wrap, used_wrap;	/* packed: wrap counters of both */
 	uint16_t room;		/* packed: descriptors that may be made available */
 	uint16_t signalled;	/* used index at the last call */
@@ -191,6 +191,12 @@ enum vring_fault packed_map(struct vring *vr, const struct vring_head *head,
 			    struct vring_chain *chain);
 /* Packed: write the used entries of n >= 1 requests; the guest sees them all at once. */
 void packed_push(struct vring *vr, const struct used_entry *entries, unsigned int n);
+/*
+ * Packed: of used entries that the driver has not seen, since the first at from was not
+ * written any more, none is left marked as used. Up to the place to, at most a lap further.
+ */
+void packed_take_back(const struct vring *vr, uint16_t from, bool from_wrap, uint16_t to,
+		      bool to_wrap);
 
 static inline void vring_prefetch(const struct vring *vr, uint16_t head)
 {
@@ -210,7 +216,7 @@ static inline void vring_prefetch_second(const struct vring *vr, uint16_t head)
 	vring_prefetch_buffer(vr, __atomic_load_n(&vr->desc[head].addr, __ATOMIC_RELAXED));
 }
 
-/* Split: write a used entry; the guest sees it after vring_publish(). */
+/* Split: write a used entry; the guest sees it after vring_show(). */
 static inline void vring_push(struct vring *vr, uint16_t head, uint32_t len)
 {
 	unsigned int i = vr->used_idx++ & vr->mask;
@@ -222,8 +228,17 @@ static inline void vring_push(struct vring *vr, uint16_t head, uint32_t len)
 		vring_log_used(vr, USED_RING + i * sizeof(*elem), sizeof(*elem));
 }
 
-/* Publish what was pushed; true when the guest wants to be called. */
-bool vring_publish(struct vring *vr);
+/* Split: show the guest what was pushed. */
+static inline void vring_show(struct vring *vr)
+{
+	/* Release: the entries are complete. */
+	atomic_store_explicit(vr->used_idx_ptr, vr->used_idx, memory_order_release);
+	if (unlikely(vr->log))
+		vring_log_used(vr, 2, sizeof(vr->used_idx));
+}
+/* And then: true when it wants to be called. */
+bool vring_wants_call(struct vring *vr);
+/* Packed: the same, of what packed_push() has shown. */
 bool packed_publish(struct vring *vr);
 
 /* Ask to be kicked; true when there is work already. */

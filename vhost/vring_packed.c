@@ -191,6 +191,26 @@ void packed_push(struct vring *vr, const struct used_entry *entries, unsigned in
 	log_desc(vr, first);
 }
 
+void packed_take_back(const struct vring *vr, uint16_t from, bool from_wrap, uint16_t to,
+		      bool to_wrap)
+{
+	unsigned int left = (to - from) & vr->mask;
+
+	if (left == 0 && from_wrap != to_wrap)
+		left = vr->num;
+	for (; left > 0; left--) {
+		struct vring_desc_packed *d = &vr->packed[from];
+		uint16_t flags = from_wrap ? PACKED_AVAIL : PACKED_USED;
+
+		/* Others are as their driver wrote them: the middle of a request has no used entry. */
+		if (!packed_is_avail(packed_flags(d), from_wrap)) {
+			__atomic_store_n(&d->flags, flags, __ATOMIC_RELEASE);
+			log_desc(vr, d);
+		}
+		advance(vr, &from, &from_wrap, 1);
+	}
+}
+
 bool packed_publish(struct vring *vr)
 {
 	uint16_t flags, off_wrap, fresh = vr->fresh;

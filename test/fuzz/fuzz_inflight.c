@@ -103,17 +103,57 @@ static void end_some(struct vring *vr, struct inflight *fl, unsigned int count, 
 	}
 	if (n == 0)
 		return;
-	for (unsigned int i = 0; vr->packed && i < n; i++)
-		inflight_push_packed(fl, vr, &ended[i]);
-	if (vr->packed)
+	if (vr->packed) {
+		inflight_push_packed(fl, vr, ended, n);
 		return;
+	}
 	for (unsigned int i = 0; i < n; i++) {
 		inflight_used(fl, ended[i].head);
 		vring_push(vr, ended[i].head, ended[i].len);
 	}
 	inflight_publish(fl);
-	vring_publish(vr);
+	vring_show(vr);
 	inflight_published(fl, vr);
+}
+
+/*
+ * The same of a packed ring, killed before the flags of the first used entry are stored:
+ * nothing has ended. -> the ring places that the batch would have taken
+ */
+static unsigned int end_killed(struct vring *vr, struct inflight *fl, unsigned int count,
+			       unsigned int which)
+{
+	struct inflight_packed *r = fl->packed, before = *r;
+	struct vring_desc_packed *first = &vr->packed[vr->used_idx];
+	struct vring_head all[ENTRIES];
+	unsigned int n = out_count, places = vr->room;
+	uint16_t flags = first->flags;
+
+	memcpy(all, out, sizeof(all));
+	end_some(vr, fl, count, which);
+	places = vr->room - places;
+	memcpy(out, all, sizeof(all));
+	out_count = n;
+	if (places == 0)
+		return 0;
+	first->flags = flags;
+	for (unsigned int i = 0; i < n; i++)
+		r->desc[fl->of_id[out[i].id].first].inflight = 1;
+	r->old_free_head = before.old_free_head;
+	r->old_used_idx = before.old_used_idx;
+	r->old_used_wrap = before.old_used_wrap;
+	return places;
+}
+
+/* The next back end's driver must not take what a killed one left there for used entries. */
+static void check_unseen(const struct vring *vr, unsigned int places)
+{
+	for (unsigned int i = 0; i < places; i++) {
+		unsigned int at = vr->used_idx + i;
+
+		CHECK(packed_is_avail(vr->packed[at & vr->mask].flags,
+				      vr->used_wrap ^ (at >= vr->num)));
+	}
 }
 
 /* The same ring and region, by the next back end. */
@@ -153,6 +193,13 @@ static void serve(struct vring *vr, struct inflight *fl, const struct vring_para
 		}
 		if (!take_some(vr, fl, 8))
 			break;
+		if (vr->packed && rounds[i] & 128) {
+			unsigned int places = end_killed(vr, fl, rounds[i] >> 3 & 7, rounds[i]);
+
+			fl = succeed(vr, fl, params, region, entries);
+			check_unseen(vr, places);
+			continue;
+		}
 		end_some(vr, fl, rounds[i] >> 3 & 7, rounds[i]);
 		if (rounds[i] & 64)
 			fl = succeed(vr, fl, params, region, entries);

@@ -38,7 +38,8 @@ static void serve(struct vring *vr, uint16_t *avail, const uint8_t moves[ROUNDS]
 			map_one(vr, heads[i], may_grow);
 			vring_push(vr, heads[i], 1);
 		}
-		vring_publish(vr);
+		vring_show(vr);
+		vring_wants_call(vr);
 		if (moves[round] & 1)
 			vring_disable_kick(vr);
 		else

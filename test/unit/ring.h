@@ -126,6 +126,12 @@ static inline void make_avail(uint16_t head)
 	__atomic_store_n(&g.avail[1], (uint16_t)(g.avail[1] + 1), __ATOMIC_RELEASE);
 }
 
+static inline bool publish(struct vring *vr)
+{
+	vring_show(vr);
+	return vring_wants_call(vr);
+}
+
 static inline enum vring_fault map(uint16_t head, unsigned int cap)
 {
 	g.chain.iov = g.iov;

@@ -75,7 +75,7 @@ static void test_largest(void **state)
 		assert_int_equal(heads[i], VRING_SIZE_MAX - 1 - i);
 		vring_push(&g.vr, heads[i], i);
 	}
-	vring_publish(&g.vr);
+	publish(&g.vr);
 	assert_int_equal(g.used[1], VRING_SIZE_MAX);
 }
 
@@ -90,7 +90,7 @@ static void test_size_one(void **state)
 		assert_int_equal(vring_pop(&g.vr, &head, 1), 1);
 		assert_int_equal(head, 0);
 		vring_push(&g.vr, head, 1);
-		vring_publish(&g.vr);
+		publish(&g.vr);
 	}
 	assert_int_equal(g.used[1], 4);
 }
@@ -123,7 +123,7 @@ static void test_wrap(void **state)
 		}
 		/* Not seen before it is published. */
 		assert_int_equal(g.used[1], (uint16_t)(g.avail[1] - n));
-		vring_publish(&g.vr);
+		publish(&g.vr);
 		assert_int_equal(g.used[1], g.avail[1]);
 		next = (uint16_t)(next + n);
 	}

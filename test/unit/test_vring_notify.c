@@ -35,14 +35,14 @@ static void test_call_event_idx(void **state)
 
 				ring(NUM, old, true);
 				/* The first publication always calls. */
-				assert_true(vring_publish(&g.vr));
+				assert_true(publish(&g.vr));
 				*used_event() = wanted;
 				for (unsigned int i = 0; i < n; i++)
 					vring_push(&g.vr, 0, 1);
-				assert_int_equal(vring_publish(&g.vr), crossed);
+				assert_int_equal(publish(&g.vr), crossed);
 				assert_int_equal(g.used[1], new);
 				/* Nothing new: no call. */
-				assert_false(vring_publish(&g.vr));
+				assert_false(publish(&g.vr));
 			}
 		}
 	}
@@ -56,10 +56,10 @@ static void test_call_flags(void **state)
 	for (int i = 0; i < 4; i++) {
 		g.avail[0] = i % 2 ? 1 : 0;
 		vring_push(&g.vr, 0, 1);
-		assert_int_equal(vring_publish(&g.vr), i % 2 == 0);
+		assert_int_equal(publish(&g.vr), i % 2 == 0);
 	}
 	g.avail[0] = 0xfffe;	/* only bit 0 counts */
-	assert_true(vring_publish(&g.vr));
+	assert_true(publish(&g.vr));
 }
 
 static void test_kick_flags(void **state)
@@ -148,7 +148,7 @@ static void *device(void *arg)
 		if (n > 0) {
 			for (int i = 0; i < n; i++)
 				vring_push(&g.vr, heads[i], 1);
-			if (vring_publish(&g.vr)) {
+			if (publish(&g.vr)) {
 				race.calls++;
 				sem_post(&race.call);
 			}
