@@ -460,9 +460,8 @@ int inflight_create(void *mem, uint32_t queue_size, struct vring *vr, struct inf
 		fl->of_id = calloc(queue_size, sizeof(fl->of_id[0]));
 	} else {
 		fl->split = mem;
-		fl->batch = calloc(queue_size + 1u, sizeof(fl->batch[0]));
 	}
-	if (!fl->again || (vr->packed ? !fl->next || !fl->of_id : !fl->batch))
+	if (!fl->again || (vr->packed && (!fl->next || !fl->of_id)))
 		rc = -ENOMEM;
 	else
 		rc = vr->packed ? packed_open(fl, vr) : split_open(fl, vr);
@@ -481,6 +480,5 @@ void inflight_free(struct inflight *fl)
 	free(fl->again);
 	free(fl->next);
 	free(fl->of_id);
-	free(fl->batch);
 	free(fl);
 }

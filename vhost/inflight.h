@@ -70,9 +70,7 @@ struct inflight {
 	struct inflight_head *again;
 	unsigned int again_count;
 	bool fresh;			/* nobody has served this driver's ring before */
-	/* Split: what has ended since the used index moved last, from batch[1] on. */
-	uint16_t *batch;
-	unsigned int batch_count;
+	uint16_t last;			/* split: of the last batch that has ended */
 	/* Packed: our own copy of the entries' links; by id, the request's entries. */
 	uint16_t free_head;
 	uint16_t *next;
@@ -121,30 +119,29 @@ void inflight_take_packed(struct inflight *fl, const struct vring_head *head);
 /* It made no sense and will never end: its driver has to reset the queue. */
 void inflight_forget(struct inflight *fl, uint16_t id);
 
-/* Split: its used entry is being written. At most num until inflight_published(). */
-static inline void inflight_used(struct inflight *fl, uint16_t head)
+/* Split: the used index is about to move over these, n >= 1. */
+static inline void inflight_show(struct inflight *fl, const struct used_entry *entries,
+				 unsigned int n)
 {
-	unsigned int n = fl->batch_count++;
+	struct inflight_split *r = fl->split;
+	uint16_t last = fl->last;
 
-	/* batch[0] is the last of the batch before. */
-	fl->split->desc[head].next = fl->batch[n];
-	fl->batch[n + 1] = head;
+	for (unsigned int i = 0; i < n; i++) {
+		r->desc[entries[i].head].next = last;
+		last = entries[i].head;
+	}
+	fl->last = last;
+	__atomic_store_n(&r->last_batch_head, last, __ATOMIC_RELEASE);
 }
-/* Split: the used index is about to move over these. */
-static inline void inflight_publish(struct inflight *fl)
-{
-	__atomic_store_n(&fl->split->last_batch_head, fl->batch[fl->batch_count], __ATOMIC_RELEASE);
-}
-/* Split: it has. */
-static inline void inflight_published(struct inflight *fl, const struct vring *vr)
+/* Split: it has, and is there now. */
+static inline void inflight_shown(struct inflight *fl, const struct used_entry *entries,
+				  unsigned int n, uint16_t used_idx)
 {
 	struct inflight_split *r = fl->split;
 
-	for (unsigned int i = 1; i <= fl->batch_count; i++)
-		__atomic_store_n(&r->desc[fl->batch[i]].inflight, 0, __ATOMIC_RELEASE);
-	__atomic_store_n(&r->used_idx, vr->used_idx, __ATOMIC_RELEASE);
-	fl->batch[0] = fl->batch[fl->batch_count];
-	fl->batch_count = 0;
+	for (unsigned int i = 0; i < n; i++)
+		__atomic_store_n(&r->desc[entries[i].head].inflight, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&r->used_idx, used_idx, __ATOMIC_RELEASE);
 }
 /* Packed: write these used entries, and note them. */
 void inflight_push_packed(struct inflight *fl, struct vring *vr, const struct used_entry *entries,

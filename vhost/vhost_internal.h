@@ -102,10 +102,9 @@ struct vq {
 	uint64_t features;		/* virtio, as acknowledged */
 	struct defer publish;
 	struct inflight *fl;		/* NULL: requests are not tracked */
-	/* Packed: ended, their used entries not written yet, up to num; copies for the batch. */
-	struct used_entry *ended;
+	struct used_entry *ended;	/* and not shown yet; room for all of the ring */
 	unsigned int ended_count;
-	struct vring_desc_packed *descs;
+	struct vring_desc_packed *descs;	/* packed: copies for the batch */
 	struct dirty_log log;
 	struct fd_signal *call;
 	struct long_iov *long_iovs;	/* free ones */

@@ -5,10 +5,9 @@
  * session_vq_stopped() everything in it is the reactor's.
  *
  * Every popped head is in exactly one of two states: its request is busy and
- * counted in inflight_now, or it has been pushed to the used ring. Completions of
- * one pass are pushed as they come and published together by the deferred
- * vq_publish(): one store of the used index, at most one call. In packed rings even
- * the pushing waits for vq_publish(): one store shows the driver all of them.
+ * counted in inflight_now, or it has ended. What ends in one pass is shown to the
+ * driver together, by the deferred vq_publish(): its used entries, one store that makes
+ * all of them visible, at most one call. Until then its slot stays busy.
  *
  * A broken vq stays like that until the front end stops it: requests in flight end
  * normally, nothing new is looked at. How it starts and stops is in vq_life.c.
@@ -134,34 +133,41 @@ void vq_free_iovs(struct vq *vq)
 	}
 }
 
-REACTOR_ONLY static bool show_packed(struct vq *vq)
+REACTOR_ONLY static void show_packed(struct vq *vq, unsigned int n)
 {
-	unsigned int n = vq->ended_count;
-
-	if (n == 0)
-		return false;
 	if (vq->fl)
 		inflight_push_packed(vq->fl, &vq->vring, vq->ended, n);
 	else
 		packed_push(&vq->vring, vq->ended, n);
+}
+
+REACTOR_ONLY static void show_split(struct vq *vq, unsigned int n)
+{
+	if (vq->fl)
+		inflight_show(vq->fl, vq->ended, n);
 	for (unsigned int i = 0; i < n; i++)
-		vq_req(vq, vq->ended[i].head)->busy = false;
-	vq->ended_count = 0;
-	return packed_publish(&vq->vring);
+		vring_push(&vq->vring, vq->ended[i].head, vq->ended[i].len);
+	vring_show(&vq->vring);
+	if (vq->fl)
+		inflight_shown(vq->fl, vq->ended, n, vq->vring.used_idx);
 }
 
 /* Publish what has ended; true: call the guest. */
 REACTOR_ONLY static bool vq_show(struct vq *vq)
 {
+	unsigned int n = vq->ended_count;
+
+	if (n == 0)
+		return false;
+	/* All of it before the fence of *_wants_call(), whose wait hides it: 4 % on null. */
 	if (vq->vring.packed)
-		return show_packed(vq);
-	if (vq->fl)
-		inflight_publish(vq->fl);
-	vring_show(&vq->vring);
-	/* Before the fence, whose wait hides it: 4 % on null. */
-	if (vq->fl)
-		inflight_published(vq->fl, &vq->vring);
-	return vring_wants_call(&vq->vring);
+		show_packed(vq, n);
+	else
+		show_split(vq, n);
+	for (unsigned int i = 0; i < n; i++)
+		vq_req(vq, vq->ended[i].head)->busy = false;
+	vq->ended_count = 0;
+	return vq->vring.packed ? packed_wants_call(&vq->vring) : vring_wants_call(&vq->vring);
 }
 
 void vq_show_now(struct vq *vq)
@@ -170,31 +176,14 @@ void vq_show_now(struct vq *vq)
 		vq_notify(vq);
 }
 
-REACTOR_ONLY static inline void vq_push(struct vq *vq, const struct blk_req *req)
-{
-	if (vq->vring.packed) {
-		/* Not more than num: an id is busy until its end has been shown. */
-		vq->ended[vq->ended_count++] =
-			(struct used_entry){ req->used_len, req->head, req->count };
-		return;
-	}
-	if (vq->fl) {
-		/* Only a driver that reuses what it was not given back fills a batch up. */
-		if (unlikely(vq->fl->batch_count == vq->fl->num))
-			vq_show_now(vq);
-		inflight_used(vq->fl, req->head);
-	}
-	vring_push(&vq->vring, req->head, req->used_len);
-}
-
 void vq_complete(struct vq *vq, struct blk_req *req)
 {
+	/* Not more than num: a slot is busy until its end has been shown. */
 	if (likely(!vq->detached))
-		vq_push(vq, req);
+		vq->ended[vq->ended_count++] =
+			(struct used_entry){ req->used_len, req->head, req->count };
 	if (unlikely(req->iov != req->inline_iov))
 		vq_release_iov(vq, req);
-	/* Until show_packed(): the in-flight region knows its entries by this id. */
-	req->busy = vq->vring.packed;
 	vq->inflight_now--;
 	reactor_defer(DEFER_PUBLISH, &vq->publish);
 }

@@ -348,12 +348,11 @@ CONTROL_ONLY static int tracking_create(struct vq *vq, const struct vq_params *p
 {
 	int rc;
 
-	if (vq->vring.packed) {
-		vq->ended = calloc(p->ring.num, sizeof(vq->ended[0]));
+	vq->ended = calloc(p->ring.num, sizeof(vq->ended[0]));
+	if (vq->vring.packed)
 		vq->descs = calloc(p->ring.num + 1, sizeof(vq->descs[0]));
-		if (!vq->ended || !vq->descs)
-			return -ENOMEM;
-	}
+	if (!vq->ended || (vq->vring.packed && !vq->descs))
+		return -ENOMEM;
 	if (!p->inflight_mem)
 		return 0;
 	vq->inflight_mem = guest_mem_get(p->inflight_mem);

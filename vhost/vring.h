@@ -239,7 +239,7 @@ static inline void vring_show(struct vring *vr)
 /* And then: true when it wants to be called. */
 bool vring_wants_call(struct vring *vr);
 /* Packed: the same, of what packed_push() has shown. */
-bool packed_publish(struct vring *vr);
+bool packed_wants_call(struct vring *vr);
 
 /* Ask to be kicked; true when there is work already. */
 bool vring_enable_kick(struct vring *vr);

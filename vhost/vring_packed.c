@@ -211,7 +211,7 @@ void packed_take_back(const struct vring *vr, uint16_t from, bool from_wrap, uin
 	}
 }
 
-bool packed_publish(struct vring *vr)
+bool packed_wants_call(struct vring *vr)
 {
 	uint16_t flags, off_wrap, fresh = vr->fresh;
 	int event;

@@ -107,13 +107,11 @@ static void end_some(struct vring *vr, struct inflight *fl, unsigned int count, 
 		inflight_push_packed(fl, vr, ended, n);
 		return;
 	}
-	for (unsigned int i = 0; i < n; i++) {
-		inflight_used(fl, ended[i].head);
+	inflight_show(fl, ended, n);
+	for (unsigned int i = 0; i < n; i++)
 		vring_push(vr, ended[i].head, ended[i].len);
-	}
-	inflight_publish(fl);
 	vring_show(vr);
-	inflight_published(fl, vr);
+	inflight_shown(fl, ended, n, vr->used_idx);
 }
 
 /*

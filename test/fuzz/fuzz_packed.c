@@ -59,7 +59,7 @@ static void end_some(struct vring *vr, unsigned int count, unsigned int which)
 	}
 	if (n > 0)
 		packed_push(vr, ended, n);
-	packed_publish(vr);
+	packed_wants_call(vr);
 }
 
 static void serve(struct vring *vr, struct bytes *in, bool may_grow)
