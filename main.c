@@ -50,6 +50,7 @@ struct options {
 	const char *rpcs_allowed;
 	const char *pidfile;
 	const char *mask;
+	const char *sqpoll_mask;
 	struct rpc_files files;
 	struct huge_config huge;
 	uint64_t poll_us;
@@ -58,6 +59,7 @@ struct options {
 	bool no_rpc;
 	bool wait_for_rpc;
 	bool lock_cores;
+	bool sqpoll;
 	bool takeover;
 };
 
@@ -96,6 +98,7 @@ static const char usage[] =
 "      --interrupt-mode      sleep whenever there is nothing to do\n"
 "      --rbd-connections N   connections to a Ceph cluster that disks share (2)\n"
 "      --poll-us N           sleep after N microseconds without work (never)\n"
+"      --sqpoll[=MASK]       a kernel thread submits each reactor's file I/O, on these cores\n"
 "      --takeover[=MS]       take everything over from the process at the RPC socket,\n"
 "                            whose rings have MS milliseconds to stop (1000)\n"
 "      --disable-cpumask-locks  do not keep other targets off the cores\n"
@@ -110,7 +113,7 @@ static const char usage[] =
 enum {
 	OPT_NO_RPC = 256, OPT_ALLOWED, OPT_WAIT, OPT_HUGE_DIR, OPT_NO_HUGE, OPT_INTERRUPT,
 	OPT_POLL_US, OPT_TAKEOVER, OPT_RBD_CONNECTIONS, OPT_NO_LOCKS, OPT_LEVEL, OPT_SILENCE, OPT_STATE,
-	OPT_IGNORE_ERRORS,
+	OPT_IGNORE_ERRORS, OPT_SQPOLL,
 };
 
 static const struct option long_options[] = {
@@ -129,6 +132,7 @@ static const struct option long_options[] = {
 	{ "no-huge", no_argument, NULL, OPT_NO_HUGE },
 	{ "interrupt-mode", no_argument, NULL, OPT_INTERRUPT },
 	{ "poll-us", required_argument, NULL, OPT_POLL_US },
+	{ "sqpoll", optional_argument, NULL, OPT_SQPOLL },
 	{ "rbd-connections", required_argument, NULL, OPT_RBD_CONNECTIONS },
 	{ "takeover", optional_argument, NULL, OPT_TAKEOVER },
 	{ "disable-cpumask-locks", no_argument, NULL, OPT_NO_LOCKS },
@@ -190,6 +194,7 @@ static bool take_option(struct options *o, int opt, const char *arg)
 	case OPT_HUGE_DIR: o->huge.huge_dir = arg; break;
 	case OPT_NO_HUGE: o->huge.no_huge = true; break;
 	case OPT_INTERRUPT: o->poll_us = 0; break;
+	case OPT_SQPOLL: o->sqpoll = true; o->sqpoll_mask = arg; break;
 	case OPT_NO_LOCKS: o->lock_cores = false; break;
 	case OPT_RBD_CONNECTIONS:
 		return parse_number(arg, 64, &o->rbd_connections) && o->rbd_connections > 0;
@@ -496,6 +501,7 @@ CONTROL_ONLY static int start(struct options *o)
 {
 	struct reactor_config reactors = {
 		.poll_us = o->poll_us, .lock_cores = o->lock_cores && !o->takeover,
+		.sqpoll = o->sqpoll,
 	};
 	const struct takeover_config takeover = { o->rpc_path, (uint32_t)o->stop_ms, app.rpc_fds,
 						  &app.predecessor, predecessor_gone };
@@ -504,6 +510,10 @@ CONTROL_ONLY static int start(struct options *o)
 
 	if (cpumask_parse(o->mask, &reactors.mask) < 0) {
 		log_error("'%s' is not a core mask", o->mask);
+		return -EINVAL;
+	}
+	if (o->sqpoll_mask && cpumask_parse(o->sqpoll_mask, &reactors.sqpoll_cpus) < 0) {
+		log_error("'%s' is not a core mask", o->sqpoll_mask);
 		return -EINVAL;
 	}
 #if SPINDLE_RBD

@@ -326,6 +326,19 @@ static void reactor_free(struct reactor *r)
 	free(r);
 }
 
+/* Of the n-th reactor's kernel thread; -1: any. */
+static int sqpoll_cpu(unsigned int n)
+{
+	const struct cpumask *cpus = &reactors.config.sqpoll_cpus;
+	int cpu = cpumask_next(cpus, 0);
+
+	if (cpu >= 0) {
+		for (n %= cpumask_count(cpus); n > 0; n--)
+			cpu = cpumask_next(cpus, (unsigned int)cpu + 1);
+	}
+	return cpu;
+}
+
 static struct reactor *reactor_new(unsigned int cpu)
 {
 	struct reactor *r = aligned_alloc(CACHE_LINE, sizeof(*r));
@@ -346,6 +359,8 @@ static struct reactor *reactor_new(unsigned int cpu)
 	r->poll_ticks = UINT64_MAX;
 	if (reactors.config.poll_us != REACTOR_POLL_ALWAYS)
 		r->poll_ticks = reactors.config.poll_us * (tsc_hz() / 1000) / 1000;
+	r->sqpoll = reactors.config.sqpoll;
+	r->sqpoll_cpu = sqpoll_cpu(r->index);
 	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (r->wake_fd < 0) {
 		reactor_free(r);

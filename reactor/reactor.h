@@ -27,6 +27,8 @@ struct reactor_config {
 	struct cpumask mask;
 	uint64_t poll_us;	/* 0: interrupt mode; REACTOR_POLL_ALWAYS: never sleep */
 	bool lock_cores;	/* guard each core with /var/tmp/spdk_cpu_lock_NNN */
+	bool sqpoll;		/* a thread of the kernel submits each reactor's io_uring */
+	struct cpumask sqpoll_cpus;	/* where these run, in turn; empty: anywhere */
 };
 
 /*

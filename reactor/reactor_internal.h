@@ -28,6 +28,8 @@ struct reactor {
 	uint64_t poll_ticks;		/* without work for so long: sleep */
 	struct io_uring ring;
 	bool ring_deferred;		/* completions need a system call to appear */
+	bool sqpoll;			/* a thread of the kernel takes what is submitted */
+	int sqpoll_cpu;			/* its core, -1: any */
 	unsigned int ops;		/* SQEs taken whose last completion is to come */
 	unsigned int watches;		/* of those, watches: they give no disk anything to do */
 	unsigned int ring_held;		/* stopped watches and signals the kernel still has */

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sleeping: --interrupt-mode and --poll-us. Idle it costs next to nothing, and no wake-up is ever
 lost: by a kick, a message, a completion or a timer."""
+import glob
 import os
 import random
 import threading
@@ -11,6 +12,17 @@ from vhostcase import F, SLOW, VhostCase, cpu_seconds, spindle, wait_called
 
 MODES = (('--interrupt-mode',), ('--poll-us', '1'), ('--poll-us', '50'), ('--poll-us', '1000'))
 BOUND = 5.0 * SLOW      # for one request
+
+
+def sqpoll_threads(t):
+    """The cores that each thread of the kernel that submits for the target may use."""
+    cores = []
+    for status in glob.glob(f'/proc/{t.pid}/task/*/status'):
+        with open(status) as f:
+            fields = dict(line.rstrip('\n').split(':\t', 1) for line in f if ':\t' in line)
+        if fields['Name'].startswith('iou-sqp'):
+            cores.append(fields['Cpus_allowed_list'])
+    return cores
 
 
 class Idle(VhostCase):
@@ -215,6 +227,36 @@ class WakeUp(VhostCase):
             wait_called(fe.q[0], 30, BOUND)
             t.stop()
 
+    def test_sqpoll(self):
+        # The kernel's threads do the I/O where they were told to be, and sleep when there is none.
+        for mode in ('--poll-us', '50'), ('--interrupt-mode',), ():
+            t = self.target('0x1', '--sqpoll=0x2', *mode)
+            fe = self.connect(self.ctrlr(t, 'c0', self.file(t)), queues=2, event_idx=True)
+            for i in range(100):
+                self.check_io(fe, q=i % 2, seed=i, sector=8 * i)
+                if i % 10 == 0:
+                    fe.flush()
+                if i % 30 == 0:
+                    fe.discard([(8 * i, 8)])
+                    time.sleep(0.06)
+            for q in fe.q:
+                q.swap_call()
+                q.swap_kick()
+            self.check_io(fe)
+            threads = sqpoll_threads(t)
+            self.assertEqual(threads, ['1'])
+            if mode:
+                time.sleep(0.1)
+                before = cpu_seconds(t)
+                time.sleep(0.5)
+                self.assertLess(cpu_seconds(t) - before, 0.05)
+            t.stop()
+
+    def test_sqpoll_anywhere(self):
+        t = self.target('0x3', '--sqpoll')
+        self.check_io(self.connect(self.ctrlr(t, 'c0', self.file(t))))
+        self.assertEqual(len(sqpoll_threads(t)), 2)
+
     def test_messages(self):
         # Starting, stopping and changing queues wakes a sleeping reactor.
         t = self.target('0x3', '--interrupt-mode')
@@ -259,6 +301,9 @@ class WakeUp(VhostCase):
             self.assertIn('bad argument', t.log())
         t = self.target('0x1', '--poll-us', '0')
         self.check_io(self.connect(self.disk(t, mib=1)))
+        t = self.target('0x1', '--sqpoll=zz', start=False)
+        self.assertEqual(t.run_to_exit(), 1)
+        self.assertIn("'zz' is not a core mask", t.log())
 
 
 if __name__ == '__main__':
