@@ -557,17 +557,14 @@ CONTROL_ONLY static void stop_ring(struct vhost_session *s, uint64_t index, bool
 CONTROL_ONLY static void get_vring_base(struct vhost_session *s, struct vhost_msg *msg)
 {
 	stop_ring(s, msg->state.index,
-		  session_has_protocol_feature(s, VU_F_INFLIGHT_SHMFD) &&
-		  session_has_protocol_feature(s, VU_F_GET_VRING_BASE_INFLIGHT) &&
+		  session_may_leave_requests(s) &&
 		  !session_has_protocol_feature(s, VU_F_GET_VRING_BASE_SKIP_DRAIN) &&
 		  s->log_mem && session_has_feature(s, VHOST_F_LOG_ALL));
 }
 
 CONTROL_ONLY static void get_vring_base_skip_drain(struct vhost_session *s, struct vhost_msg *msg)
 {
-	stop_ring(s, msg->state.index,
-		  session_has_protocol_feature(s, VU_F_INFLIGHT_SHMFD) &&
-		  session_has_protocol_feature(s, VU_F_GET_VRING_BASE_INFLIGHT));
+	stop_ring(s, msg->state.index, session_may_leave_requests(s));
 }
 
 /*
@@ -651,7 +648,7 @@ CONTROL_ONLY static void set_vring_err(struct vhost_session *s, struct vhost_msg
 
 CONTROL_ONLY static void enable_settled(struct vhost_session *s)
 {
-	if (s->vqs[s->settle_index]->vq)
+	if (s->vqs[s->settle_index]->enabled && s->vqs[s->settle_index]->vq)
 		session_announce_config(s);
 }
 
@@ -662,6 +659,7 @@ CONTROL_ONLY static void set_vring_enable(struct vhost_session *s, struct vhost_
 	if (!vvq)
 		return;
 	vvq->enabled = msg->state.num != 0;
+	vvq->dirty |= vvq->vq && vvq->disabled == vvq->enabled;
 	vvq->disabled = !vvq->enabled;
 	s->settle_index = vvq->index;
 	s->after = enable_settled;

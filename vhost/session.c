@@ -66,13 +66,28 @@ struct vhost_vq *session_vq(struct vhost_session *s, uint64_t index)
 	return vvq;
 }
 
-CONTROL_ONLY static bool vvq_should_run(const struct vhost_vq *vvq)
+/* But for being enabled. */
+CONTROL_ONLY static bool vvq_could_run(const struct vhost_vq *vvq)
 {
 	const struct vhost_session *s = vvq->session;
 
 	return !s->closing && !s->resting && !vhost_rings_held() && s->mem && vvq->num &&
-	       vvq->has_addr && vvq->kicked && !vvq->failed && !vvq->broken && !vvq->disabled &&
-	       postcopy_may_run(s) &&
+	       vvq->has_addr && vvq->kicked && !vvq->failed && !vvq->broken && postcopy_may_run(s);
+}
+
+/*
+ * QEMU disables a ring before it stops it. Where that stop may leave requests behind, the
+ * vq of a disabled ring is paused, not drained. One that owes requests does those.
+ */
+CONTROL_ONLY static bool vvq_should_run(const struct vhost_vq *vvq)
+{
+	const struct vhost_session *s = vvq->session;
+
+	if (!vvq_could_run(vvq))
+		return false;
+	if (vvq->finish || (vvq->vq && session_may_leave_requests(s)))
+		return true;
+	return !vvq->disabled &&
 	       (vvq->enabled || !session_has_feature(s, VHOST_F_PROTOCOL_FEATURES));
 }
 
@@ -119,6 +134,7 @@ static struct vq_update vvq_update(const struct vhost_vq *vvq)
 		.call_fd = vvq->call_fd,
 		.err_fd = vvq->err_fd,
 		.writethrough = vvq_writethrough(s),
+		.paused = vvq->disabled,
 		.coalescing_us = s->controller->delay_base_us,
 		.coalescing_iops = s->controller->iops_threshold,
 	};
@@ -466,7 +482,7 @@ bool session_vq_is_owing(const struct vhost_vq *vvq)
 {
 	struct vq_params p = { .inflight = NULL };
 
-	return !vvq->vq && vvq_should_run(vvq) && (vvq->held || vvq->waits) &&
+	return !vvq->vq && vvq_could_run(vvq) && (vvq->held || vvq->waits) &&
 	       vvq_inflight(vvq, &p) == 0 && p.inflight &&
 	       inflight_has_any(p.inflight, p.inflight_num,
 				session_has_feature(vvq->session, VRING_F_PACKED));

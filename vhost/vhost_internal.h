@@ -77,6 +77,7 @@ struct vq_update {
 	uint64_t log_used;		/* see struct vring */
 	int call_fd, err_fd;
 	bool writethrough;
+	bool paused;			/* begins nothing new; what is in flight goes on */
 	uint32_t coalescing_us, coalescing_iops;
 };
 
@@ -95,7 +96,7 @@ struct vq {
 	uint32_t chunk_count;
 	uint32_t inflight_now;
 	bool readonly, writethrough, write_cache;
-	bool broken, stopping;
+	bool broken, stopping, paused;
 	bool own_cache, flushed;	/* see vq_idle() */
 	bool detached;			/* the rings are not ours any more */
 	bool settle;			/* begins with a flush; see bdev_settles() */
@@ -388,6 +389,13 @@ static inline bool session_has_feature(const struct vhost_session *s, unsigned i
 static inline bool session_has_protocol_feature(const struct vhost_session *s, unsigned int bit)
 {
 	return s->protocol_features >> bit & 1;
+}
+
+/* Whether the front end knows what to do with requests that were in flight at a stop. */
+static inline bool session_may_leave_requests(const struct vhost_session *s)
+{
+	return session_has_protocol_feature(s, VU_F_INFLIGHT_SHMFD) &&
+	       session_has_protocol_feature(s, VU_F_GET_VRING_BASE_INFLIGHT);
 }
 
 /* One that the front end gave us. */

@@ -196,7 +196,7 @@ void vq_break(struct vq *vq, enum vring_fault fault, uint16_t head)
 		return;
 	vq->broken = true;
 	/* One that stops may still be resubmitting: see vq_fetched(). */
-	if (!vq->stopping)
+	if (!vq->stopping && !vq->paused)
 		reactor_poller_del(&vq->poller);
 	log_limited(LOG_ERROR, vq->limit, "%s: %s (descriptor %u, avail %u, used %u); "
 		    "the queue is broken until the driver resets it", vq->name,

@@ -90,7 +90,8 @@ void vq_idle(struct vq *vq)
 /* Serve the ring. */
 REACTOR_ONLY static void vq_go(struct vq *vq)
 {
-	reactor_poller_add(&vq->poller);
+	if (!vq->paused)
+		reactor_poller_add(&vq->poller);
 	/*
 	 * A back end before us may have published used entries and died before its
 	 * call; and requests that were kicked for may not have been seen.
@@ -205,7 +206,7 @@ static void stop_msg(struct msg *msg)
 	reactor_assert();
 	vq->stopping = true;
 	vq->detached = vq->stop_how != VQ_DRAIN;
-	if (!vq->broken && !vq->settle)
+	if (!vq->broken && !vq->settle && !vq->paused)
 		reactor_poller_del(&vq->poller);
 	if (vq->stop_how == VQ_ABANDON)
 		vq_abandon(vq);
@@ -292,6 +293,22 @@ static void set_mem(struct vq *vq, const struct guest_mem *mem)
 	vq->poller.poll = paged ? vq_poll_paged : vq_poll;
 }
 
+REACTOR_ONLY static void set_paused(struct vq *vq, bool paused)
+{
+	if (vq->paused == paused)
+		return;
+	vq->paused = paused;
+	if (vq->broken || vq->settle)
+		return;
+	if (paused) {
+		reactor_poller_del(&vq->poller);
+		return;
+	}
+	/* It may have been parked. */
+	vring_disable_kick(&vq->vring);
+	reactor_poller_add(&vq->poller);
+}
+
 static void update_msg(struct msg *msg)
 {
 	struct vq *vq = container_of(msg, struct vq, msg);
@@ -299,6 +316,7 @@ static void update_msg(struct msg *msg)
 
 	reactor_assert();
 	set_mem(vq, u->mem);
+	set_paused(vq, u->paused);
 	vq->writethrough = u->writethrough;
 	vq->coalescing_us = u->coalescing_us;
 	vq->coalescing_iops = u->coalescing_iops;
@@ -393,6 +411,7 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	vq->reactor = p->reactor;
 	vq->mem = guest_mem_get(p->mem);
 	vq->writethrough = p->update.writethrough;
+	vq->paused = p->update.paused;
 	vq->coalescing_us = p->update.coalescing_us;
 	vq->coalescing_iops = p->update.coalescing_iops;
 	vq->call_fd = p->update.call_fd;

@@ -201,7 +201,8 @@ class Queue:
         return base.value
 
     def leave(self, request=GET_VRING_BASE_SKIP_DRAIN):
-        """Stop without waiting for requests. -> the base"""
+        """Stop without waiting for requests, disabled before as by QEMU. -> the base"""
+        self.enable(False)
         m = abi.Msg()
         self._l.fe_call(C.cast(self.fe, abi.P), request,
                         _bytes(struct.pack("<II", self.index, 0)), 8, None, 0, C.byref(m))

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import struct
+import time
 
 import inflight
 import migrate
@@ -38,6 +39,8 @@ class Case(VhostCase):
 
     def guest(self, path, **opts):
         opts.setdefault('skip_drain', True)
+        # Disabling a ring is waited for: it must not wait for requests either.
+        opts.setdefault('style', 'qemu11')
         opts.setdefault('mem_size', 2 * MIB)
         return self.connect(path, queue_size=SIZE, packed=self.packed, **opts)
 
@@ -187,6 +190,7 @@ class Stop(Case):
         t, fe, _ = self.left()
         fe.start_rings()
         self.wait_counts(t, 1, LEFT)
+        fe.q[0].enable(False)
         fe.send_raw(F.GET_VRING_BASE, struct.pack('<II', 0, 0))
         self.assertTrue(fe.quiet(0.1))
         self.release(t)
@@ -269,7 +273,10 @@ class Stop(Case):
         self.assertLess(t.stop(), 4 * spindle.SLOW)
 
     def answered_when_ended(self, t, fe, request):
-        """All LEFT requests are waited for."""
+        """All LEFT requests are waited for, though not by disabling the ring."""
+        if fe.has_protocol(F.PF_GET_VRING_BASE_INFLIGHT) and fe.has_protocol(
+                F.PF_INFLIGHT_SHMFD):
+            fe.q[0].enable(False)
         fe.send_raw(request, bytes(8))
         self.assertTrue(fe.quiet(0.1))
         self.release(t)
@@ -295,7 +302,7 @@ class Stop(Case):
         self.submit(fe)
         self.wait_inflight(t, LEFT)
         fe.log_start()
-        fe.q[0].stop()
+        fe.q[0].leave(F.GET_VRING_BASE)
         self.assertEqual(self.counts(t), (0, LEFT))
         fe.log_stop()
         self.release(t)
@@ -303,6 +310,45 @@ class Stop(Case):
         fe.start_rings()
         self.wait_inflight(t, LEFT)
         self.answered_when_ended(t, fe, F.GET_VRING_BASE)
+
+
+    def test_disabled(self):
+        # Nothing new is begun, what is in flight ends, and is told.
+        t, fe = self.start()
+        self.submit(fe)
+        self.wait_inflight(t, LEFT)
+        fe.q[0].enable(False)
+        fe.q[0].submit(F.T_IN, 7, [(fe.alloc(512), 512)], cookie=9)
+        self.release(t)
+        self.assertEqual({d.cookie for d in fe.q[0].wait_all(LEFT, WAIT)}, set(range(LEFT)))
+        time.sleep(0.1)
+        self.assertEqual(fe.q[0].poll(), [])
+        fe.q[0].enable()
+        self.assertEqual([d.cookie for d in fe.q[0].wait_all(1, WAIT)], [9])
+        self.check_io(fe)
+        # Asleep or broken, on and off: once more.
+        for _ in range(3):
+            time.sleep(0.05)
+            fe.q[0].enable(False)
+            fe.q[0].enable(False)
+            fe.q[0].enable()
+            self.check_io(fe)
+        fe.q[0].enable(False)
+        fe.q[0].stop()
+        fe.start_rings()
+        self.check_io(fe)
+
+    def test_disabled_without_the_feature(self):
+        # Waited for by whichever message; and what is owed is done before the ring stops.
+        t, fe = self.start(skip_drain=False)
+        self.submit(fe)
+        self.wait_inflight(t, LEFT)
+        fe.send_raw(F.SET_VRING_ENABLE, struct.pack('<II', 0, 0))
+        fe.send_raw(F.GET_VRING_BASE, struct.pack('<II', 0, 0))
+        self.assertTrue(fe.quiet(0.1))
+        self.release(t)
+        self.assertEqual(fe.recv(WAIT).request, F.GET_VRING_BASE)
+        self.assertEqual(len(fe.q[0].poll()), LEFT)
 
 
 class StopPacked(Stop):

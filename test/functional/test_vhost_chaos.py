@@ -30,7 +30,7 @@ class Guest:
         style = rng.choice(list(F.STYLES))
         fe = F.Frontend(style=style, queues=self.queues, queue_size=rng.choice((16, 64)),
                         mem_size=2 * MIB, timeout=WAIT, indirect=rng.random() < 0.5,
-                        event_idx=rng.random() < 0.5)
+                        event_idx=rng.random() < 0.5, skip_drain=rng.random() < 0.5)
         fe.open(self.path)
         fe.start()
         self.fe, self.extra = fe, []
