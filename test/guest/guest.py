@@ -19,12 +19,16 @@ A Guest is one QEMU. To migrate, spawn() another with incoming=True and the same
 devices, then guest.migrate_to(it), which takes over the scripts under way.
 
 QEMU dies with us: by close(), at exit, or by the kernel if we are killed.
+
+Environment: QEMU, the program (qemu-system-x86_64; or the path of another version's, or of a
+script that ends in an exec of it); GUEST_ACCEL=kvm.
 """
 
 import argparse
 import atexit
 import base64
 import ctypes
+import functools
 import json
 import os
 import re
@@ -66,6 +70,24 @@ def images():
         raise GuestError("mkguest.sh: " + done.stderr.strip())
     kernel, initramfs = done.stdout.split()
     return kernel, initramfs
+
+
+@functools.lru_cache(maxsize=None)
+def qemu_version():
+    """(7, 2), say."""
+    out = subprocess.run([QEMU, "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         universal_newlines=True).stdout
+    return tuple(int(n) for n in re.search(r"version (\d+)\.(\d+)", out).groups())
+
+
+def has_property(device, name):
+    """Whether this QEMU's device has such a property; False without a QEMU."""
+    if not shutil.which(QEMU):
+        return False
+    done = subprocess.run([QEMU, "-device", device + ",help"], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          universal_newlines=True)
+    return any(line.split("=")[0].strip() == name for line in done.stdout.splitlines())
 
 
 def hugetlbfs():
@@ -156,7 +178,9 @@ class Guest:
         for i, disk in enumerate(self.disks):
             chardev = "socket,id=char%d,path=%s" % (i, disk.path)
             if disk.reconnect is not None:
-                chardev += ",reconnect=%d" % disk.reconnect
+                # Newer ones have only the second, older ones only the first.
+                new = qemu_version() >= (9, 2)
+                chardev += (",reconnect-ms=%d000" if new else ",reconnect=%d") % disk.reconnect
             args += ["-chardev", chardev]
             device = "vhost-user-blk-pci,id=disk%d,chardev=char%d,num-queues=%d" % (
                 i, i, disk.queues)
