@@ -387,6 +387,53 @@ class Properties(GuestTest):
                 self.guest.check_wait(ticket, 60 * SLOW)
 
 
+class Packed(GuestTest):
+    """Packed rings, a queue for each vCPU, and what may be switched off with them."""
+
+    smp = 4
+    target_args = ('--poll-us', '200')
+    variants = ({}, {'config-wce': 'off'}, {'discard': 'off', 'write-zeroes': 'off'},
+                {'queue-size': 16, 'event_idx': 'off', 'indirect_desc': 'off'})
+    bits = {'config-wce': 11, 'discard': 13, 'write-zeroes': 14, 'indirect_desc': 28,
+            'event_idx': 29, 'packed': 34}
+
+    @classmethod
+    def prepare(cls):
+        return [Disk(cls.uring(f'packed{i}', 64, packed_ring=True), queues=4, packed='on', **props)
+                for i, props in enumerate(cls.variants)]
+
+    def test_1_features(self):
+        for props, disk in zip(self.variants, 'abcd'):
+            with self.subTest(**props):
+                features = self.value(f'vd{disk}', 'device/features')
+                self.assertEqual({name: features[bit] for name, bit in self.bits.items()},
+                                 {name: '0' if props.get(name) == 'off' else '1'
+                                  for name in self.bits})
+                self.assertEqual(self.sh(f'ls /sys/block/vd{disk}/mq | wc -l'), '4')
+
+    def test_2_data(self):
+        tickets = [self.guest.start(fio_verify(f'/dev/vd{disk}', 8, more='--numjobs=4 '
+                                               '--offset_increment=8m --cpus_allowed=0-3 '
+                                               '--cpus_allowed_policy=split'))
+                   for disk in 'abcd']
+        for props, ticket in zip(self.variants, tickets):
+            with self.subTest(**props):
+                self.guest.check_wait(ticket, 90 * SLOW)
+
+    def test_3_write_cache_and_discard(self):
+        cache = '/sys/block/vda/cache_type'
+        for mode in ('write through', 'write back'):
+            self.sh(f"echo '{mode}' >{cache}")
+            self.assertEqual(self.value('vda', 'queue/write_cache'), mode)
+            self.sh(fio_verify('/dev/vda', 2, bs='4k-16k', more='--fsync=16'))
+        # The storage has a cache, and it stays on.
+        self.assertEqual(self.value('vdb', 'queue/write_cache'), 'write back')
+        self.fails("echo 'write through' >/sys/block/vdb/cache_type")
+        self.sh('blkdiscard -z -l 4M /dev/vda; blkdiscard /dev/vda')
+        self.assertLessEqual(allocated(self.t.path('packed0.img')), 1)
+        self.fails('blkdiscard /dev/vdc')
+
+
 class Changes(GuestTest):
     """Resets, hot plug and disks that go away."""
 
