@@ -203,8 +203,10 @@ static void bdev_event(struct bdev_desc *desc, enum bdev_event event)
 
 	control_assert();
 	if (event == BDEV_EVENT_REMOVE) {
-		log_warning("%s: bdev %s is being removed: further requests will fail", c->name,
-			    desc->bdev->name);
+		/* One that is being deleted, as all are at the end, takes no further requests. */
+		if (!c->deleting)
+			log_warning("%s: bdev %s is being removed: further requests will fail",
+				    c->name, desc->bdev->name);
 		c->bdev_gone = true;
 	}
 	list_for_each_safe(s, tmp, &c->sessions, node) {

@@ -82,6 +82,8 @@ class Signals(VhostCase):
                 # What is answered is answered truly: done, or refused because the disk is gone.
                 self.assertIn(F.S_OK, statuses)
                 self.assertLessEqual(statuses, {F.S_OK, F.S_IOERR})
+                # No guest that comes again is told that its disk is gone, nor is the operator.
+                self.assertNotIn('further requests will fail', t.log())
                 self.check_gone(t)
 
     def test_with_requests_that_never_end(self):
