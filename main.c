@@ -571,10 +571,12 @@ int main(int argc, char **argv)
 		return 1;
 	control_assert();
 	rc = start(&o);
-	if (rc == 0)
+	if (rc == 0) {
 		control_run();
-	else
+	} else {
+		log_error("cannot start: %s", strerror(-rc));
 		app.exit_code = 1;
+	}
 	/* With requests left behind, the threads may be anywhere: just go. */
 	if (app.left) {
 		remove_pidfile(&o);

@@ -144,8 +144,10 @@ int rpc_dispatch_init(const struct rpc_config *config)
 	rpc_dispatch_fini();
 	if (config->allowed) {
 		dispatch.allowed = strdup(config->allowed);
-		if (!dispatch.allowed)
+		if (!dispatch.allowed) {
+			log_error("no memory for the list of allowed methods");
 			return -ENOMEM;
+		}
 	}
 	dispatch.state = config->wait_for_rpc ? RPC_STARTUP : RPC_RUNTIME;
 	return 0;

@@ -24,7 +24,7 @@
 
 #define TICK_MS 5
 #define RECEIVE_MS 10000
-#define FREEZE_MS 60000		/* for the rings to stop, and then some */
+#define FREEZE_MS 60000		/* for caches to be written back, and then some */
 #define OPEN_MS 50000		/* for bdevs that take their time */
 #define WHY_MAX 300
 
@@ -94,6 +94,12 @@ static int receive(int timeout_ms)
 	return -ECANCELED;
 }
 
+/* What the predecessor has said, else at which step we were. */
+static const char *why_or(const char *step, int rc)
+{
+	return rc == -ECANCELED ? new.why : step;
+}
+
 /* ------- positions, and the start ------- */
 
 CONTROL_ONLY static int say(uint16_t type)
@@ -105,6 +111,9 @@ CONTROL_ONLY static int say(uint16_t type)
 	if (rc == 0)
 		rc = takeover_send(new.fd, &out, 0);
 	takeover_batch_free(&out);
+	/* One that has hung up may have said why. */
+	if (rc < 0 && receive(0) == -ECANCELED)
+		rc = -ECANCELED;
 	return rc;
 }
 
@@ -151,13 +160,13 @@ static void frozen(struct job *job)
 			rc = vhost_import(&new.in.records[i]);
 	}
 	if (rc < 0) {
-		fail(rc, rc == -ECANCELED ? new.why : "the rings' positions");
+		fail(rc, why_or("the rings' positions", rc));
 		return;
 	}
 	vhost_import_end();
 	rc = say(TAKEOVER_STARTED);
 	if (rc < 0) {
-		fail(rc, "starting");
+		fail(rc, why_or("starting", rc));
 		return;
 	}
 	vhost_thaw();
@@ -172,7 +181,8 @@ static void frozen(struct job *job)
 static void freeze_run(struct job *job)
 {
 	(void)job;
-	new.status = receive(FREEZE_MS);
+	/* The rings' time counts twice: for what is left in caches as well. */
+	new.status = receive(FREEZE_MS + 2 * (int)new.config.stop_ms);
 }
 
 /* ------- making what the predecessor has ------- */
@@ -246,7 +256,7 @@ static void look(struct control_timer *t)
 	if (rc == 0)
 		rc = say(TAKEOVER_PREPARED);
 	if (rc < 0) {
-		fail(rc, "sessions");
+		fail(rc, why_or("sessions", rc));
 		return;
 	}
 	new.job.run = freeze_run;
@@ -357,8 +367,9 @@ static void begin_run(struct job *job)
 		return;
 	new.fd = new.status;
 	new.status = 0;
-	if (send(new.fd, text, (size_t)len, MSG_NOSIGNAL) != len) {
-		new.status = -errno;
+	n = send(new.fd, text, (size_t)len, MSG_NOSIGNAL);
+	if (n != len) {
+		new.status = n < 0 ? -errno : -EMSGSIZE;
 		return;
 	}
 	/* Records begin with our magic; a refusal is JSON, for the log. */
@@ -369,7 +380,11 @@ static void begin_run(struct job *job)
 	n = recv(new.fd, text, 1, MSG_PEEK);
 	if (n == 1 && text[0] == '{') {
 		n = recv(new.fd, new.why, sizeof(new.why) - 1, 0);
-		new.why[MAX(n, (ssize_t)0)] = '\0';
+		if (n < 0) {
+			new.status = -errno;
+			return;
+		}
+		new.why[n] = '\0';
 		new.why[strcspn(new.why, "\n")] = '\0';
 		new.status = -ECONNREFUSED;
 		return;

@@ -486,6 +486,25 @@ class CannotSucceed(TakeoverCase):
         self.take_over(self.t, loads=[load, self.load])
         self.check_load([load, self.load])
 
+    def test_few_descriptors(self):
+        # Wherever they run out, the log says so, and the predecessor goes on.
+        prlimit = spindle.need_tool('prlimit')
+        for i in range(8):
+            self.connect(self.disk(self.t, f'c{i + 1}', f'm{i + 1}'), mem_size=2 * MIB)
+        gone = 0
+        for limit in range(5, 120, 3):
+            s = self.successor(self.t, prefix=[prlimit, f'--nofile={limit}', '--'])
+            drive([self.load], lambda s=s: not s.running() or TAKEN in s.log(), 20, 'its end')
+            if s.running():
+                self.wait_over(self.t, s, [self.load])
+                break
+            gone += 1
+            self.assertEqual(s.wait(), 1, s.log_tail())
+            self.assertRegex(s.log(), 'ERROR|prlimit|error while loading', f'limit {limit}')
+            self.assertTrue(self.t.running())
+        self.assertGreater(gone, 10)
+        self.check_load([self.load])
+
     def test_unknown_rpc_method(self):
         self.refused('--rpcs-allowed', 'bdev_get_bdevs,what_is_this', why='what_is_this')
 
@@ -553,6 +572,20 @@ class CannotSucceed(TakeoverCase):
         hello = struct.pack('<IIi', MAGIC, 1, os.getpid())
         self.pretended(lambda peer: (peer.send(HELLO, hello),
                                      peer.send(FAILED, b'the weather\0')), 'the weather')
+
+    def test_predecessor_that_gives_up_early(self):
+        # It has hung up before we are prepared: what it said is there all the same.
+        hello = struct.pack('<IIi', MAGIC, 1, os.getpid())
+
+        def answer(peer):
+            with socket.socket(socket.AF_UNIX) as a, socket.socket(socket.AF_UNIX) as b:
+                peer.send(HELLO, hello)
+                peer.send(CONFIG, b'{"subsystems": []}')
+                peer.send(RPC, b'', (a.fileno(), b.fileno()))
+                peer.send(END)
+                peer.send(FAILED, b'the weather\0')
+                peer.close()
+        self.pretended(answer, 'the predecessor gives up: the weather')
 
     def test_secrets_reach_the_successor_only(self):
         config = {'subsystems': [{'subsystem': 'bdev', 'config': [
