@@ -55,26 +55,31 @@ static void server_accept_stop(void) CONTROL_ONLY
 	server.accepting = false;
 }
 
+static void server_accept_again(struct control_timer *t)
+{
+	(void)t;
+	control_assert();
+	rpc_server_accept_more();
+}
+
 void rpc_server_accept_more(void)
 {
 	if (server.accepting || server.held || server.listener.fd < 0 ||
 	    rpc_client_count() >= CLIENTS_MAX)
 		return;
-	if (control_fd_add(&server.listener, EPOLLIN) == 0)
+	if (control_fd_add(&server.listener, EPOLLIN) == 0) {
 		server.accepting = true;
+		return;
+	}
+	log_limited(LOG_ERROR, &accept_limit, "cannot wait for RPC clients: %m");
+	server.accept_again.fn = server_accept_again;
+	control_timer_start(&server.accept_again, ACCEPT_PAUSE_MS);
 }
 
 void rpc_hold(bool on)
 {
 	server.held = on;
 	on ? server_accept_stop() : rpc_server_accept_more();
-}
-
-static void server_accept_again(struct control_timer *t)
-{
-	(void)t;
-	control_assert();
-	rpc_server_accept_more();
 }
 
 static void server_event(struct control_fd *cf, uint32_t events)
@@ -188,7 +193,7 @@ static int server_listen(void) CONTROL_ONLY
 	server.listener.fd = fd;
 	server.listener.fn = server_event;
 	rpc_server_accept_more();
-	return server.accepting ? 0 : -ENOMEM;
+	return 0;
 fail:
 	rc = -errno;
 	close(fd);
@@ -196,13 +201,12 @@ fail:
 }
 
 /* Handed over: those who have connected meanwhile wait in the backlog. */
-static int server_adopt(const struct rpc_config *config) CONTROL_ONLY
+static void server_adopt(const struct rpc_config *config) CONTROL_ONLY
 {
 	server.listener.fd = config->adopted[0];
 	server.lock_fd = config->adopted[1];
 	server.listener.fn = server_event;
 	rpc_server_accept_more();
-	return server.accepting ? 0 : -ENOMEM;
 }
 
 int rpc_prepare(const struct rpc_config *config)
@@ -224,11 +228,15 @@ int rpc_start(const struct rpc_config *config)
 
 	if (rc)
 		return rc;
-	rc = config->adopted ? server_adopt(config) : server_lock();
+	/* Guests are served already: nothing from here on may end us. */
+	if (config->adopted) {
+		server_adopt(config);
+		return 0;
+	}
+	rc = server_lock();
 	if (rc)
 		goto fail;
-	if (server.listener.fd < 0)
-		rc = server_listen();
+	rc = server_listen();
 	if (rc == 0)
 		return 0;
 	log_error("RPC socket %s: %s", server.path, rpc_strerror(-rc));
