@@ -436,6 +436,12 @@ class Target:
         return found
 
 
+def status_of(target):
+    """For a failure's message."""
+    code = target.proc.poll()
+    return f'process {target.pid}, ' + ('running' if code is None else f'left with {code}')
+
+
 class TestCase(unittest.TestCase):
     """unittest.TestCase with targets that end with the test. `timeout`: watchdog, in seconds."""
 
