@@ -14,12 +14,12 @@ build=(
 
 # The suites: unit tests, sanitizers and fuzzing (clang), lint, guests (QEMU, what their disk
 # images and initramfs are made with), the benchmarks' yardsticks (fio, QEMU's rbd), what fetches
-# the source of fio for "make fio" (dpkg-dev), a Ceph cluster.
+# the source of fio for "make fio" (dpkg-dev), a systemd to run the unit, a Ceph cluster.
 test=(
 	libcmocka-dev clang clang-format clang-tidy cppcheck libclang-rt-14-dev shellcheck valgrind gdb
 	qemu-system-x86 qemu-utils busybox-static cpio xz-utils zstd kmod e2fsprogs xfsprogs util-linux
-	fio dpkg-dev python3 iproute2 procps ca-certificates ceph-mon ceph-osd ceph-common python3-rados
-	python3-rbd qemu-block-extra
+	systemd fio dpkg-dev python3 iproute2 procps ca-certificates ceph-mon ceph-osd ceph-common
+	python3-rados python3-rbd qemu-block-extra
 )
 
 usage() {

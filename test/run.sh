@@ -112,7 +112,7 @@ make_others() {
 everything() {
 	# Long, and of processes that are killed or of locks: run once, not under sanitizers.
 	local clang_too=()
-	local others twice="test_fio test_bench test_modes test_restart test_takeover test_crash test_takeover_fail test_scale test_locks test_lock_in_use"
+	local others twice="test_fio test_bench test_modes test_restart test_takeover test_crash test_takeover_fail test_scale test_locks test_lock_in_use test_systemd"
 	if [ "$(id -u)" = 0 ]; then
 		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
 		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
