@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Upgrade in place: takeovers that succeed, under load that a pause is all that is seen of.
 
-TAKEOVERS=n takeovers in a row (5)."""
+TAKEOVERS=n takeovers in a row (5), STOP_MS=ms for the rings to stop (5000)."""
 import fcntl
 import os
 import socket
