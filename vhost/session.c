@@ -347,11 +347,18 @@ CONTROL_ONLY static bool vvq_hold(struct vhost_vq *vvq, enum busy *busy)
 	return vvq->held;
 }
 
+/* Or, where it stops already, let it wait for less if less is wanted now. */
 CONTROL_ONLY static void vvq_stop(struct vhost_vq *vvq)
 {
+	enum vq_stop how = vvq->session->closing ? VQ_DETACH :
+		vvq_may_abandon(vvq) ? VQ_ABANDON : VQ_DRAIN;
+
+	if (vvq->stopping) {
+		vq_stop_raise(vvq->vq, how);
+		return;
+	}
 	vvq->stopping = true;
-	vq_stop(vvq->vq, vvq->session->closing ? VQ_DETACH :
-		vvq_may_abandon(vvq) ? VQ_ABANDON : VQ_DRAIN);
+	vq_stop(vvq->vq, how);
 }
 
 /* It was to stop once it has run, and runs now, or never will. */
@@ -373,8 +380,12 @@ CONTROL_ONLY static void vvq_reconcile(struct vhost_vq *vvq, enum busy *busy)
 		run = false;
 	if (run && !vvq->vq && !postcopy_ring_ready(vvq))
 		run = false;
-	if (vvq->stopping || vvq->updating)
+	if (vvq->updating)
 		return;
+	if (vvq->stopping) {
+		vvq_stop(vvq);
+		return;
+	}
 	if (!vvq->vq) {
 		if (run) {
 			vvq_start(vvq);

@@ -97,6 +97,7 @@ struct vq {
 	uint32_t inflight_now;
 	bool readonly, writethrough, write_cache;
 	bool broken, stopping, paused;
+	bool reported;			/* that it has stopped */
 	bool own_cache, flushed;	/* see vq_idle() */
 	bool detached;			/* the rings are not ours any more */
 	bool settle;			/* begins with a flush; see bdev_settles() */
@@ -151,6 +152,9 @@ struct vq {
 	struct msg measure;
 	uint64_t oldest_us;		/* goes with measure */
 	enum vq_stop stop_how;		/* goes with the stop */
+	struct msg raise;
+	enum vq_stop raise_how;		/* goes with raise; VQ_DRAIN: not asked for */
+	bool raising, over;		/* control's: raise has not come back; it has stopped */
 	struct msg left_msg;		/* abandoned: its ring is not served any more */
 	struct list abandoned;		/* from then on; control's */
 	uint64_t left;			/* requests in flight at that time */
@@ -189,6 +193,11 @@ void vq_start(struct vq *vq) CONTROL_ONLY;
  * any, in session_vq_abandoned() at once, and in abandoned_ended() when they have.
  */
 void vq_stop(struct vq *vq, enum vq_stop how) CONTROL_ONLY;
+/*
+ * It stops already: if by draining, let it end as by vq_stop(how) now. Does nothing where
+ * `how` asks for no more than what was asked for. Ends as the stop does.
+ */
+void vq_stop_raise(struct vq *vq, enum vq_stop how) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
 /*

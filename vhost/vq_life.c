@@ -5,7 +5,9 @@
  *
  * A vq that stops pops no more, waits until inflight_now is 0 and the last used
  * entry is published, and reports. One that is abandoned (abandon.c) reports twice:
- * that it does not touch the rings any more, and that its requests have ended. One that
+ * that it does not touch the rings any more, and that its requests have ended. A drain
+ * under way can be raised to either (vq_stop_raise()): that message may cross the report,
+ * so the vq is gone only when both have come. One that
  * goes on where another back end left off first waits for what that has under way, where
  * the storage can tell (vq_settle()).
  */
@@ -21,15 +23,34 @@
 
 /* ------- on the reactor ------- */
 
+/* No message of it is under way any more. */
+CONTROL_ONLY static void vq_stopped(struct vq *vq)
+{
+	if (vq->abandoned.next)
+		abandoned_ended(vq);
+	else
+		session_vq_stopped(vq->owner);
+}
+
+/* A raise that it has crossed is still on its way, in the vq. */
 static void stopped_msg(struct msg *msg)
 {
 	struct vq *vq = container_of(msg, struct vq, msg);
 
 	control_assert();
-	if (vq->abandoned.next)
-		abandoned_ended(vq);
-	else
-		session_vq_stopped(vq->owner);
+	vq->over = true;
+	if (!vq->raising)
+		vq_stopped(vq);
+}
+
+static void raised_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, raise);
+
+	control_assert();
+	vq->raising = false;
+	if (vq->over)
+		vq_stopped(vq);
 }
 
 /* Before stopped_msg(): messages of one sender keep their order. */
@@ -59,6 +80,7 @@ REACTOR_ONLY static void vq_report_stopped(struct vq *vq)
 	let_go_of_fds(vq);
 	vq_reqs_release(vq);
 	reqs_leave();
+	vq->reported = true;
 	vq->msg.fn = stopped_msg;
 	control_post(&vq->msg);
 }
@@ -199,16 +221,11 @@ REACTOR_ONLY static void vq_abandon(struct vq *vq)
 	control_post(&vq->left_msg);
 }
 
-static void stop_msg(struct msg *msg)
+/* It stops: what becomes of its requests. */
+REACTOR_ONLY static void vq_end(struct vq *vq, enum vq_stop how)
 {
-	struct vq *vq = container_of(msg, struct vq, msg);
-
-	reactor_assert();
-	vq->stopping = true;
-	vq->detached = vq->stop_how != VQ_DRAIN;
-	if (!vq->broken && !vq->settle && !vq->paused)
-		reactor_poller_del(&vq->poller);
-	if (vq->stop_how == VQ_ABANDON)
+	vq->detached = how != VQ_DRAIN;
+	if (how == VQ_ABANDON)
 		vq_abandon(vq);
 	if (vq->settle_timer.node.next) {
 		if (!settle_is_idle(vq))
@@ -216,8 +233,30 @@ static void stop_msg(struct msg *msg)
 		reactor_timer_stop(&vq->settle_timer);
 		counter_set(&vq->settling, 0);
 	}
-	if (vq->inflight_now == 0 && !vq->publish.queued && !vq->fetching)
+	if (vq->inflight_now == 0 && !vq->publish.queued && !vq->fetching && !vq->flushed)
 		vq_idle(vq);
+}
+
+static void stop_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, msg);
+
+	reactor_assert();
+	vq->stopping = true;
+	if (!vq->broken && !vq->settle && !vq->paused)
+		reactor_poller_del(&vq->poller);
+	vq_end(vq, vq->stop_how);
+}
+
+static void raise_msg(struct msg *msg)
+{
+	struct vq *vq = container_of(msg, struct vq, raise);
+
+	reactor_assert();
+	if (!vq->reported)
+		vq_end(vq, vq->raise_how);
+	vq->raise.fn = raised_msg;
+	control_post(&vq->raise);
 }
 
 void vq_fetched(struct vq *vq)
@@ -348,6 +387,16 @@ void vq_stop(struct vq *vq, enum vq_stop how)
 	vq->stop_how = how;
 	vq->msg.fn = stop_msg;
 	reactor_post(vq->reactor, &vq->msg);
+}
+
+void vq_stop_raise(struct vq *vq, enum vq_stop how)
+{
+	if (vq->stop_how != VQ_DRAIN || vq->raise_how != VQ_DRAIN || how == VQ_DRAIN)
+		return;
+	vq->raise_how = how;
+	vq->raising = true;
+	vq->raise.fn = raise_msg;
+	reactor_post(vq->reactor, &vq->raise);
 }
 
 void vq_update(struct vq *vq)

@@ -30,6 +30,12 @@ class Case(VhostCase):
         self.stall(t)
         return path
 
+    def start(self, **opts):
+        t = self.target('0x3')
+        path = self.stuck(t, self.malloc(t))
+        fe = self.guest(path, **opts)
+        return t, fe
+
     def stall(self, t):
         self.inject(t, self.name, 'all', 'pending', num=1000)
 
@@ -78,6 +84,28 @@ class Case(VhostCase):
             self.assertEqual(fe.read(i, 512, timeout=WAIT), pattern(512, seed + i))
         self.check_io(fe, q=q, sector=128)
 
+    def frozen_disk(self, mib):
+        if os.geteuid() != 0 or not shutil.which('fsfreeze'):
+            raise spindle.unittest.SkipTest('needs root and fsfreeze')
+        d = self.temp_dir()
+        with open(d + '/fs', 'wb') as f:
+            f.truncate(64 * MIB)
+        os.mkdir(d + '/mnt')
+        run = subprocess.run(['mkfs.ext4', '-q', d + '/fs'], check=False)
+        if run.returncode or subprocess.run(['mount', '-o', 'loop', d + '/fs', d + '/mnt'],
+                                            stderr=subprocess.PIPE, check=False).returncode:
+            raise spindle.unittest.SkipTest('needs loop devices')
+        self.mnt = d + '/mnt'
+        self.addCleanup(subprocess.run, ['umount', self.mnt], check=False)
+        self.addCleanup(subprocess.run, ['fsfreeze', '-u', self.mnt], check=False,
+                        stderr=subprocess.PIPE)
+        with open(self.mnt + '/image', 'wb') as f:
+            f.write(bytes(mib * MIB))
+        return self.mnt + '/image'
+
+    def freeze(self, on=True):
+        subprocess.run(['fsfreeze', '-f' if on else '-u', self.mnt], check=True)
+
     def image(self, mib=16):
         path = self.temp_dir() + '/image'
         with open(path, 'wb') as f:
@@ -86,12 +114,6 @@ class Case(VhostCase):
 
 
 class Stop(Case):
-    def start(self, **opts):
-        t = self.target('0x3')
-        path = self.stuck(t, self.malloc(t))
-        fe = self.guest(path, **opts)
-        return t, fe
-
     def left(self, **opts):
         """A guest whose ring was stopped over stalled requests."""
         t, fe = self.start(**opts)
@@ -355,6 +377,107 @@ class StopPacked(Stop):
     packed = True
 
 
+class Raised(Case):
+    """A ring that drains already when it is to be left, or its session to end."""
+
+    def drain(self, t, fe, request, payload):
+        self.submit(fe)
+        self.wait_inflight(t, LEFT)
+        fe.send_raw(request, payload)
+        self.assertTrue(fe.quiet(0.1))
+
+    def draining(self, request=F.GET_VRING_BASE, payload=bytes(8)):
+        t, fe = self.start()
+        self.drain(t, fe, request, payload)
+        return t, fe
+
+    def lost(self, t, fe):
+        """The connection goes: from then on nothing of the guest is touched, but by data."""
+        region = inflight.region(fe)
+        fe.close()
+        self.wait_sessions(t, 0)
+        before, fds = (fe.mem_read(0, fe.c.regions[0].size), region.raw()), fd_count(t)
+        self.assertEqual(len(region.in_flight()), LEFT)
+        self.release(t)
+        spindle.wait_until(lambda: fd_count(t) < fds, 5, 'its fds to go')
+        self.assertEqual((fe.mem_read(0, fe.c.regions[0].size), region.raw()) == before, True)
+
+    def test_connection_lost(self):
+        t, fe = self.draining()
+        self.lost(t, fe)
+        fe.open(t.path('c0'))
+        fe.start()
+        self.finish(fe)
+
+    def test_connection_lost_and_back(self):
+        t, fe = self.draining()
+        fe.reconnect()
+        self.wait_counts(t, 1, 0)
+        self.release(t)
+        # As failed, which the guest does not hear of: they are done again.
+        self.finish(fe)
+
+    def test_connection_lost_in_a_reset(self):
+        t, fe = self.draining(F.RESET_DEVICE, b'')
+        self.lost(t, fe)
+
+    def test_connection_lost_as_its_memory_changes(self):
+        t, fe = self.start()
+        r = fe.c.regions[0]
+        self.drain(t, fe, F.REM_MEM_REG, struct.pack('<5Q', 0, r.gpa, r.size, r.uva, 0))
+        self.lost(t, fe)
+
+    def test_connection_lost_as_the_last_ends(self):
+        t = self.target('0x3')
+        fe = self.guest(self.ctrlr(t, 'c0', self.delay(t, self.malloc(t), 1500),
+                                   packed_ring=True))
+        rng = random.Random(5)
+        for _ in range(40):
+            mark = fe.mem_mark()
+            self.submit(fe)
+            fe.send_raw(F.GET_VRING_BASE, bytes(8))
+            time.sleep(rng.uniform(0, 0.003))
+            fe.reconnect()
+            self.finish(fe)
+            fe.mem_release(mark)
+
+    def test_controller_deleted(self):
+        t, fe = self.draining()
+        t.rpc('vhost_delete_controller', ctrlr='c0')
+        fds = fd_count(t)
+        self.release(t)
+        spindle.wait_until(lambda: fd_count(t) < fds, 5, 'its fds to go')
+        self.assertEqual(len(inflight.region(fe).in_flight()), LEFT)
+
+    def test_left_as_its_bdev_is_removed(self):
+        image = self.frozen_disk(1)
+        t = self.target('0x3')
+        # Cleanups run backwards.
+        self.addCleanup(t.kill)
+        self.addCleanup(subprocess.run, ['fsfreeze', '-u', self.mnt], check=False,
+                        stderr=subprocess.PIPE)
+        t.rpc('bdev_uring_create', filename=image, name='f0', lock_in_use=True)
+        fe = self.guest(self.ctrlr(t, 'c0', 'f0', packed_ring=True))
+        self.freeze()
+        for i in range(WRITES):
+            fe.q[0].submit(F.T_OUT, i, [(fe.alloc(512, 512), 512)])
+        self.wait_inflight(t, WRITES)
+        # Answered when they have ended.
+        with t.raw() as call:
+            call.send({'jsonrpc': '2.0', 'id': 1, 'method': 'bdev_uring_delete',
+                       'params': {'name': 'f0'}})
+            t.wait_log('is being removed')
+            fe.q[0].leave()
+            self.assertEqual(self.counts(t), (0, WRITES))
+            self.freeze(False)
+            t.wait_log('left in flight have ended')
+            self.assertEqual(len(inflight.region(fe).in_flight()), WRITES)
+
+
+class RaisedPacked(Raised):
+    packed = True
+
+
 class Processes(Case):
     """Two targets and one file."""
 
@@ -445,28 +568,6 @@ class Moves(Case):
     """To and fro under load. The file system is frozen meanwhile: writes wait in the kernel, and
     reach the file, from the memory of a guest that is long elsewhere, when it thaws."""
     rounds = 20
-
-    def frozen_disk(self, mib):
-        if os.geteuid() != 0 or not shutil.which('fsfreeze'):
-            raise spindle.unittest.SkipTest('needs root and fsfreeze')
-        d = self.temp_dir()
-        with open(d + '/fs', 'wb') as f:
-            f.truncate(64 * MIB)
-        os.mkdir(d + '/mnt')
-        run = subprocess.run(['mkfs.ext4', '-q', d + '/fs'], check=False)
-        if run.returncode or subprocess.run(['mount', '-o', 'loop', d + '/fs', d + '/mnt'],
-                                            stderr=subprocess.PIPE, check=False).returncode:
-            raise spindle.unittest.SkipTest('needs loop devices')
-        self.mnt = d + '/mnt'
-        self.addCleanup(subprocess.run, ['umount', self.mnt], check=False)
-        self.addCleanup(subprocess.run, ['fsfreeze', '-u', self.mnt], check=False,
-                        stderr=subprocess.PIPE)
-        with open(self.mnt + '/image', 'wb') as f:
-            f.write(bytes(mib * MIB))
-        return self.mnt + '/image'
-
-    def freeze(self, on=True):
-        subprocess.run(['fsfreeze', '-f' if on else '-u', self.mnt], check=True)
 
     def targets(self, mib):
         image = self.frozen_disk(mib)
