@@ -200,9 +200,10 @@ class Queue:
         self._l.fe_vq_stop(self.vq, C.byref(base))
         return base.value
 
-    def leave(self, request=GET_VRING_BASE_SKIP_DRAIN):
+    def leave(self, request=GET_VRING_BASE_SKIP_DRAIN, disable=True):
         """Stop without waiting for requests, disabled before as by QEMU. -> the base"""
-        self.enable(False)
+        if disable:
+            self.enable(False)
         m = abi.Msg()
         self._l.fe_call(C.cast(self.fe, abi.P), request,
                         _bytes(struct.pack("<II", self.index, 0)), 8, None, 0, C.byref(m))
