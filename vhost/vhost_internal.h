@@ -121,6 +121,7 @@ struct vq {
 	struct timer call_timer;
 	struct bdev_io flush;
 	struct timer settle_timer;
+	uint64_t settle_since;		/* tsc */
 	/* Postcopy: see vq_paged.c. */
 	struct page_fetch *fetch;	/* NULL: its memory was never without pages */
 	bool fetching;			/* control has fetch: nothing is begun */
@@ -201,7 +202,7 @@ void vq_stop_raise(struct vq *vq, enum vq_stop how) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
 /*
- * For how long its oldest request has been in flight. Ends in session_vq_measured(),
+ * For how long its oldest request has been in flight, or it has settled. Ends in session_vq_measured(),
  * which comes before session_vq_stopped() if it was asked for before the stop.
  */
 void vq_measure(struct vq *vq) CONTROL_ONLY;

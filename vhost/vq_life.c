@@ -178,6 +178,7 @@ static void settle_done(struct bdev_io *io, int err)
 REACTOR_ONLY static void vq_settle(struct vq *vq)
 {
 	counter_set(&vq->settling, 1);
+	vq->settle_since = reactor_now();
 	vq->settle_timer.fn = settle_again;
 	vq->flush.ch = vq->ch;
 	vq->flush.type = BDEV_FLUSH;
@@ -306,6 +307,9 @@ static void measure_msg(struct msg *msg)
 		if (req && req->busy && req->io.submit_tsc < oldest)
 			oldest = req->io.submit_tsc;
 	}
+	/* One that settles has no request yet: a stop waits for its flush, and for what it owes. */
+	if (vq->settle && (vq->inflight_now || vq->fl->again_count))
+		oldest = vq->settle_since;
 	vq->oldest_us = (uint64_t)((double)(now - oldest) * 1e6 / (double)tsc_hz());
 	vq->measure.fn = measured_msg;
 	control_post(&vq->measure);

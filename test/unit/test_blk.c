@@ -8,7 +8,9 @@
  */
 #include "harness.h"
 
+#include "bdev/bdev_backend.h"
 #include "reactor/log.h"
+#include "vhost/handover.h"
 #include "vhost/vhost_internal.h"
 
 /* <linux/virtio_ring.h> has a struct vring and a vring_init() of its own. */
@@ -400,6 +402,101 @@ static void test_ranges(void **state)
 	run(0, ranges);
 }
 
+/* ------- the age of what is under way ------- */
+
+static const struct bdev_ops *disk_ops;
+static struct bdev_ops stuck_ops;
+static _Atomic(struct bdev_io *) stuck_flush;
+static atomic_bool stuck;
+
+static bool always(struct bdev *bdev)
+{
+	(void)bdev;
+	return true;
+}
+
+static void stuck_submit(struct bdev_io *io)
+{
+	reactor_assert();
+	if (io->type == BDEV_FLUSH && stuck)
+		stuck_flush = io;
+	else
+		disk_ops->submit(io);
+}
+
+struct ask {
+	struct msg msg;
+	uint64_t oldest_us;
+	atomic_bool done;
+};
+
+static void ask_again(struct msg *msg)
+{
+	struct ask *ask = container_of(msg, struct ask, msg);
+	const char *whose;
+
+	control_assert();
+	if (vhost_measured(&ask->oldest_us, &whose))
+		ask->done = true;
+	else
+		control_post(&ask->msg);
+}
+
+static void ask_msg(struct msg *msg)
+{
+	control_assert();
+	vhost_measure();
+	msg->fn = ask_again;
+	control_post(msg);
+}
+
+/* As a takeover asks before it stops any ring. */
+static uint64_t oldest_us(void)
+{
+	struct ask ask = { .msg = { .fn = ask_msg } };
+
+	control_post(&ask.msg);
+	while (!ask.done)
+		usleep(100);
+	return ask.oldest_us;
+}
+
+/* A ring that goes on where it was first waits for what may be under way on the storage. */
+static const char *settling_age(struct fe *fe)
+{
+	struct fe_vq *vq = fe_queue(fe, 0);
+	uint8_t buf[512];
+	uint64_t age;
+
+	WANT(oldest_us() == 0);
+	WANT(fe_vq_stop(vq, &(uint32_t){ 0 }) == 0);
+	stuck = true;
+	WANT(fe_start_rings(fe) == 0);
+	while (!stuck_flush)
+		usleep(100);
+	usleep(20000);
+	age = oldest_us();
+	stuck = false;
+	bdev_io_done_foreign(stuck_flush, 0);
+	WANT(age >= 20000);
+	WANT(fe_rw(vq, false, 0, buf, 512, MS) == 0);
+	WANT(oldest_us() == 0);
+	return NULL;
+}
+
+static void test_settling_age(void **state)
+{
+	struct bdev *bdev = vhost_controller_find("v")->desc.bdev;
+
+	(void)state;
+	disk_ops = bdev->ops;
+	stuck_ops = *disk_ops;
+	stuck_ops.settles = always;
+	stuck_ops.submit = stuck_submit;
+	bdev->ops = &stuck_ops;
+	run(0, settling_age);
+}
+
 static const char *readonly(struct fe *fe)
 {
 	struct fe_vq *vq = fe_queue(fe, 0);
@@ -594,6 +691,7 @@ int main(void)
 		WITH_DISK(test_statuses),
 		WITH_DISK(test_short_header),
 		WITH_DISK(test_ranges),
+		WITH_DISK(test_settling_age),
 		cmocka_unit_test_setup_teardown(test_readonly, setup_readonly, teardown),
 		WITH_DISK(test_leaving),
 		WITH_DISK(test_controller_deleted),
