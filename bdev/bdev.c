@@ -648,11 +648,11 @@ void bdev_delete_all(void (*done)(void))
 
 void bdev_get_stats(const struct bdev *bdev, struct bdev_stats *out)
 {
+	const struct bdev_channel *ch;
+
 	stats_init(out);
 	stats_fold(out, &bdev->closed_stats);
-	for (struct list *n = bdev->closing.next; n != &bdev->closing; n = n->next) {
-		const struct bdev_channel *ch = list_entry(n, struct bdev_channel, closing);
-
+	list_for_each_aligned(ch, &bdev->closing, closing) {
 		if (!ch->forget)
 			stats_fold(out, &ch->stats);
 	}
@@ -722,14 +722,14 @@ static void reset_done(struct reactor_visit *v)
 
 CONTROL_ONLY static void reset_collect(struct reset *reset, struct bdev *bdev, enum bdev_reset what)
 {
+	struct bdev_channel *ch;
+
 	stats_reset(&bdev->closed_stats, what);
 	/* A partial reset misses what is just being closed: not worth more. */
-	for (struct list *n = bdev->closing.next; n != &bdev->closing; n = n->next)
-		list_entry(n, struct bdev_channel, closing)->forget |=
-			what == BDEV_RESET_ALL;
+	list_for_each_aligned(ch, &bdev->closing, closing)
+		ch->forget |= what == BDEV_RESET_ALL;
 	for (unsigned int i = 0; i < reactor_count(); i++) {
-		struct bdev_channel *ch = bdev->channels[i];
-
+		ch = bdev->channels[i];
 		if (!ch)
 			continue;
 		ch->refs++;

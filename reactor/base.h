@@ -106,16 +106,22 @@ static inline void list_del(struct list *node)
 }
 
 #define list_entry(ptr, type, member) container_of(ptr, type, member)
+#define list_entry_or_null(ptr, head, type, member) \
+	((ptr) == (head) ? NULL : list_entry(ptr, type, member))
 #define list_first(head, type, member) list_entry((head)->next, type, member)
 #define list_for_each(pos, head, member)                                        \
 	for (pos = list_entry((head)->next, __typeof__(*pos), member);          \
 	     &pos->member != (head);                                            \
 	     pos = list_entry(pos->member.next, __typeof__(*pos), member))
 /*
- * Not for structs aligned to more than their members (CACHE_ALIGNED): the head
- * would be taken for one, at an address where none can be. Walk the nodes there.
- * The next is safe against removal of pos; not against removal of its successor.
+ * For structs aligned to more than their members (CACHE_ALIGNED). The others take the
+ * head for a struct around it, at an address where none can be. pos is NULL at the end.
  */
+#define list_for_each_aligned(pos, head, member)                                      \
+	for (pos = list_entry_or_null((head)->next, head, __typeof__(*pos), member);  \
+	     pos;                                                                     \
+	     pos = list_entry_or_null(pos->member.next, head, __typeof__(*pos), member))
+/* Safe against removal of pos; not against removal of its successor. */
 #define list_for_each_safe(pos, tmp, head, member)                              \
 	for (pos = list_entry((head)->next, __typeof__(*pos), member),          \
 	    tmp = list_entry(pos->member.next, __typeof__(*pos), member);       \

@@ -63,8 +63,7 @@ bool abandoned_of(const struct vhost_session *s, uint64_t *inflight)
 	const struct vq *vq;
 	bool any = false;
 
-	for (struct list *at = abandoned.next; at != &abandoned; at = at->next) {
-		vq = list_entry(at, struct vq, abandoned);
+	list_for_each_aligned(vq, &abandoned, abandoned) {
 		if (vq->owner->session != s)
 			continue;
 		any = true;
@@ -78,8 +77,7 @@ bool abandoned_in_bdev(const struct vhost_controller *c)
 {
 	const struct vq *vq;
 
-	for (struct list *at = abandoned.next; at != &abandoned; at = at->next) {
-		vq = list_entry(at, struct vq, abandoned);
+	list_for_each_aligned(vq, &abandoned, abandoned) {
 		if (vq->owner->session->controller == c)
 			return true;
 	}
@@ -95,8 +93,7 @@ bool abandoned_hold(const struct vhost_session *s)
 	const struct vhost_controller *c = s->controller;
 	const struct vq *vq;
 
-	for (struct list *at = abandoned.next; at != &abandoned; at = at->next) {
-		vq = list_entry(at, struct vq, abandoned);
+	list_for_each_aligned(vq, &abandoned, abandoned) {
 		const struct vhost_session *of = vq->owner->session;
 
 		if (of->controller == c || bdev_channel_bdev(vq->ch) == c->desc.bdev ||
