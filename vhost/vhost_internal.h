@@ -202,8 +202,8 @@ void vq_stop_raise(struct vq *vq, enum vq_stop how) CONTROL_ONLY;
 /* Ends in session_vq_updated(); vq->update says what. Does not wait for I/O. */
 void vq_update(struct vq *vq) CONTROL_ONLY;
 /*
- * For how long its oldest request has been in flight, or it has settled. Ends in session_vq_measured(),
- * which comes before session_vq_stopped() if it was asked for before the stop.
+ * For how long its oldest request has been in flight, or it has settled. Ends in
+ * session_vq_measured(), before session_vq_stopped() if it was asked for before the stop.
  */
 void vq_measure(struct vq *vq) CONTROL_ONLY;
 
