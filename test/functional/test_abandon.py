@@ -288,6 +288,8 @@ class Stop(Case):
         done = fe.q[0].wait_all(LEFT, WAIT)
         self.assertEqual({d.status for d in done}, {F.S_IOERR})
         t.rpc('vhost_controller_attach_bdev', ctrlr='c0', dev_name='m0')
+        # Told when the ring has the disk: of its removal, and of the new one.
+        fe.wait_config_change(2, WAIT)
         self.check_io(fe)
 
     def test_exit(self):

@@ -51,6 +51,7 @@ class Reattach(VhostCase):
                        dev_name='m4k')
         self.check_fails(F.S_IOERR, fe.read, 0, 512)
         t.rpc('vhost_controller_attach_bdev', ctrlr='c0', dev_name='m1')
+        fe.wait_config_change(2, WAIT)
         self.check_io(fe)
 
     def test_an_empty_controller_survives_a_restart(self):
