@@ -39,7 +39,6 @@ PANELS = (
     ("malloc disk, 4 KiB: limit is a plain memcpy", small("malloc"), iops, kilo_iops),
     ("file on this machine's disk, 4 KiB: limit is fio's io_uring on the same file",
      small("file"), iops, kilo_iops),
-    ("file on a tmpfs, 4 KiB: no disk is the limit", small("ramfile"), iops, kilo_iops),
     ("128 KiB, sequential", is_large, gigabytes, gigabytes_text),
 )
 

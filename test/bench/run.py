@@ -16,9 +16,6 @@ Peers: qemu-storage-daemon's vhost-user-blk export, an I/O thread for each disk,
 load generator; fio with io_uring on the same file, without any virtqueue; plain memcpy for the RAM
 disk. What is missing is said and left out.
 
-file is a file on a real disk, which may be all that is measured; ramfile is one on a tmpfs, opened
-with O_DIRECT like the other, where the contenders' own work is.
-
 busy is what the target used of its core while the load's clock ran: by its own count of ticks in
 passes that found work, for one that polls; by its CPU time, for any other. IOPS a core is IOPS over
 busy: what a full core would do, where the client is the limit.
@@ -134,7 +131,7 @@ class Target:
 
     name = "ours"
 
-    def __init__(self, o, tmp, files, cpus, kinds):
+    def __init__(self, o, tmp, disk, cpus, kinds):
         self.cpus, self.tmp = cpus, tempfile.mkdtemp(prefix="v", dir=tmp)
         binary = os.path.join(o.build, "bin", "vhost")
         rpc = os.path.join(self.tmp, "rpc.sock")
@@ -152,7 +149,7 @@ class Target:
         try:
             self.proc.wait_for(rpc, "the target")
             self.rpc = self.connect(rpc)
-            self.disks = self.create(o, files, kinds)
+            self.disks = self.create(o, disk, kinds)
             self.proc.pause(True)
         except BaseException:
             self.proc.end()
@@ -166,7 +163,7 @@ class Target:
                 time.sleep(0.01)
         raise Missing("the target's RPC socket does not answer: %s" % self.proc.tail())
 
-    def create(self, o, files, kinds):
+    def create(self, o, disk, kinds):
         disks = {}
         null = {"num_blocks": 1 << 21, "block_size": 512}
         for kind, method, params, more in (
@@ -174,8 +171,7 @@ class Target:
                 ("packed", "bdev_null_create", null, {"packed_ring": True}),
                 ("malloc", "bdev_malloc_create",
                  {"num_blocks": o.malloc_mib * 2048, "block_size": 512}, {}),
-                *((kind, "bdev_uring_create", {"filename": path, "block_size": 512}, {})
-                  for kind, path in files.items())):
+                ("file", "bdev_uring_create", {"filename": disk, "block_size": 512}, {})):
             if kind not in kinds:
                 continue
             try:
@@ -255,19 +251,19 @@ def with_cpu_time(result):
 
 
 class Peer:
-    """qemu-storage-daemon with a null disk and one on each file, an I/O thread each."""
+    """qemu-storage-daemon with one null and one file disk, an I/O thread each."""
 
     name = "qsd"
 
-    def __init__(self, o, tmp, files):
+    def __init__(self, o, tmp, disk):
         binary = shutil.which("qemu-storage-daemon")
         if not binary:
             raise Missing("qemu-storage-daemon is not installed")
         nodes = {"null": "driver=null-co,node-name=null,size=%d,read-zeroes=off" % (1 << 30)}
-        for kind, path in files.items():
+        if disk:
             # locking=off: our target holds the same file
-            nodes[kind] = ("driver=file,node-name=%s,filename=%s,locking=off,"
-                           "cache.direct=on,aio=io_uring" % (kind, path))
+            nodes["file"] = ("driver=file,node-name=file,filename=%s,locking=off,"
+                             "cache.direct=on,aio=io_uring" % disk)
         self.disks = {k: os.path.join(tmp, "q." + k) for k in nodes}
         argv = [binary]
         for kind, node in nodes.items():
@@ -310,9 +306,7 @@ CASES = ([Case("null", "randread", "4k", qd) for qd in (1, 32, 128)] +
          [Case("file", "randread", "4k", qd) for qd in (1, 32, 128)] +
          [Case("file", "randwrite", "4k", 32),
           Case("file", "randrw", "4k", 32, MIX, "70/30"),
-          Case("file", "read", "128k", 32), Case("file", "write", "128k", 32)] +
-         [Case("ramfile", "randread", "4k", qd) for qd in (1, 32, 128)] +
-         [Case("ramfile", "randwrite", "4k", 32)])
+          Case("file", "read", "128k", 32), Case("file", "write", "128k", 32)])
 
 # Deep queues, a client that sleeps and is called once for many completions: where it shares a core
 # with the second reactor, that one gets most of it.
@@ -390,13 +384,13 @@ def fio(o, case, disk):
             "lat_us": {**pct, "max": max(s["lat_ns"]["max"] for s in sides) / 1000}}
 
 
-def make_disk(where, mib):
-    """A file, written through, so that no read finds a hole."""
-    os.makedirs(where, exist_ok=True)
-    fd, path = tempfile.mkstemp(prefix="bench-disk-", dir=where)
+def make_disk(o):
+    """A file on a real disk, written through, so that no read finds a hole."""
+    os.makedirs(o.dir, exist_ok=True)
+    fd, path = tempfile.mkstemp(prefix="bench-disk-", dir=o.dir)
     with os.fdopen(fd, "wb") as f:
         chunk = os.urandom(4 * MIB)
-        for _ in range(mib // 4):
+        for _ in range(o.file_mib // 4):
             f.write(chunk)
         f.flush()
         os.fsync(f.fileno())
@@ -404,7 +398,7 @@ def make_disk(where, mib):
         os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
     except OSError:
         os.unlink(path)
-        raise Missing("%s is on a file system without O_DIRECT: use --dir" % where)
+        raise Missing("%s is on a file system without O_DIRECT: use --dir" % o.dir)
     return path
 
 
@@ -413,37 +407,35 @@ class Stage:
 
     def __init__(self, o, tmp):
         self.o, self.results = o, Results()
-        self.target = self.duo = self.solo = self.peer = None
+        self.target = self.duo = self.solo = self.peer = self.disk = None
         self.tmp = tmp
-        self.files = {}     # by kind of disk
         self.retries = self.loud = self.taken = 0
         self.trips = []     # nanoseconds, one a round
 
     def open(self, cases):
         o = self.o
         kinds = {c.disk for c in cases}
-        for kind, where, mib in (("file", o.dir, o.file_mib), ("ramfile", o.ram_dir, o.ram_mib)):
-            if kind in kinds:
-                path = attempt("the disk %s" % kind, lambda w=where, m=mib: make_disk(w, m))
-                if path:
-                    self.files[kind] = path
-        self.target = attempt("our target", lambda: Target(o, self.tmp, self.files,
+        if "file" in kinds:
+            self.disk = attempt("the disk file", lambda: make_disk(o))
+        if not self.disk:
+            kinds.discard("file")
+        self.target = attempt("our target", lambda: Target(o, self.tmp, self.disk,
                                                            [o.target_cpu], kinds))
         duo = {c.disk for c in cases if c.word == "2 queues"}
         if duo and o.duo_cpu != o.target_cpu:
             self.duo = attempt("two reactors", lambda: Target(
-                o, self.tmp, {}, [o.target_cpu, o.duo_cpu], duo))
-        if not o.no_peer and kinds & {"null", "file", "ramfile"}:
-            self.peer = attempt("the peer", lambda: Peer(o, self.tmp, self.files))
+                o, self.tmp, None, [o.target_cpu, o.duo_cpu], duo))
+        if not o.no_peer and kinds & {"null", "file"}:
+            self.peer = attempt("the peer", lambda: Peer(o, self.tmp, self.disk))
 
     def close(self):
         for one in (self.target, self.duo, self.peer):
             if one:
                 one.end()
-        for path in self.files.values():
-            os.unlink(path)
-        if "file" in self.files and not os.listdir(self.o.dir):
-            os.rmdir(self.o.dir)
+        if self.disk:
+            os.unlink(self.disk)
+            if not os.listdir(self.o.dir):
+                os.rmdir(self.o.dir)
 
     def players(self, case):
         o, made = self.o, []
@@ -457,8 +449,8 @@ class Stage:
                 made.append((one.name, lambda t=one: t.measure(case, client(o, case))))
         if case.kind == "malloc":
             made.append(("memcpy", lambda: memcpy(o, case)))
-        if case.kind in self.files and not o.no_fio:
-            made.append(("fio", lambda: fio(o, case, self.files[case.kind])))
+        if case.kind == "file" and self.disk and not o.no_fio:
+            made.append(("fio", lambda: fio(o, case, self.disk)))
         return made
 
     def sample(self, measure):
@@ -534,8 +526,6 @@ def options():
                    help="measure nothing, take what --json wrote")
     p.add_argument("--dir", help="where the disk file goes: a real disk (default: the build)")
     p.add_argument("--file-mib", type=int, default=1024)
-    p.add_argument("--ram-dir", default="/dev/shm", help="where the ramfile goes: a tmpfs")
-    p.add_argument("--ram-mib", type=int, default=256)
     p.add_argument("--malloc-mib", type=int, default=256)
     p.add_argument("--target-cpu", type=int, default=0)
     p.add_argument("--client-cpu", type=int, default=1)
