@@ -4,6 +4,8 @@
 requests in flight, the destination begins when those have ended, and no data are lost.
 
 The OSD is stopped by SIGSTOP, so what was sent to it is executed later, when it goes on."""
+import contextlib
+import glob
 import os
 import signal
 import time
@@ -25,6 +27,16 @@ class Abandoned(ContinuityCase):
 
     def stand_still(self, on=True):
         os.kill(self.osd, signal.SIGSTOP if on else signal.SIGCONT)
+        # On a busy machine a process goes on for a while when it has been told to stop.
+        if on:
+            spindle.wait_until(self.is_still, 5, 'the OSD to stop', interval=0.001)
+
+    def is_still(self):
+        for task in glob.glob(f'/proc/{self.osd}/task/*/stat'):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(task) as f:
+                if f.read().rpartition(')')[2].split()[0] != 'T':
+                    return False
+        return True
 
     def two(self, image, **params):
         targets = [self.serve(directory=self.temp_dir()) for _ in range(2)]
@@ -54,9 +66,12 @@ class Abandoned(ContinuityCase):
             fe.q[0].submit(F.T_OUT, 8 * i, [(data + 4096 * i, 4096)], cookie=i)
         fe.q[0].submit(F.T_IN, 8 * 512, [(data, 4096)], cookie=4)
         fe.q[0].submit(F.T_FLUSH, 0, cookie=5)
-        spindle.wait_until(lambda: self.left(fe) >= 2, 5, 'requests in flight')
-        told = {c.cookie for c in fe.q[0].poll()}
-        sources = []
+        told, sources = set(), []
+
+        def all_taken():
+            told.update(c.cookie for c in fe.q[0].poll())
+            return 2 <= self.left(fe) == 5 - len(told)
+        spindle.wait_until(all_taken, 5, 'requests in flight')
         self.at_once('the answers', lambda: sources.append(migrate.leave(fe)))
         told |= {c.cookie for c in fe.q[0].poll()}
         self.assertEqual(self.left(fe), 5 - len(told))
