@@ -309,7 +309,7 @@ CONTROL_ONLY static void size_look(struct rbd_bdev *rb);
 
 static void size_run(struct job *job)
 {
-	rbd_image_size(container_of(job, struct rbd_bdev, size_job));
+	rbd_image_look(container_of(job, struct rbd_bdev, size_job));
 }
 
 static void size_done(struct job *job)
@@ -727,7 +727,9 @@ static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
 /*
  * The lock goes to another client when all requests that were issued under it have
  * ended and the cache has been written back. A write that waits for the lock itself is
- * under nobody's; so the lock must have been ours, and nobody else writes meanwhile.
+ * under nobody's: done later, it would take the lock from the next owner and land on
+ * what that has written. So the lock must have been ours, and nobody asks for it
+ * meanwhile, nor may librbd hold requests back before they get to the lock.
  * With librbd's cache a guest that went to and fro under load has read old data.
  */
 static bool rbd_keeps_order(struct bdev *bdev)
@@ -736,7 +738,7 @@ static bool rbd_keeps_order(struct bdev *bdev)
 
 	return rb->locking && !rb->cached &&
 	       (rb->opts.exclusive ||
-		atomic_load_explicit(&rb->had_lock, memory_order_relaxed));
+		(atomic_load(&rb->had_lock) && !atomic_load(&rb->throttled)));
 }
 
 /* librbd asks for the lock before it flushes. Reads do without, so they have to be held back. */

@@ -97,6 +97,7 @@ struct rbd_bdev {
 	_Atomic bool fenced;
 	bool locking;			/* the image has an exclusive lock, which we want to write */
 	_Atomic bool had_lock;		/* a change has ended: the lock was ours */
+	_Atomic bool throttled;		/* by rbd_qos_*: see rbd_keeps_order() */
 	bool fence_noted;
 };
 
@@ -110,8 +111,8 @@ void rbd_image_open(struct rbd_bdev *rb);
 void rbd_image_close(struct rbd_bdev *rb);
 /* What is cached is written back, and forgotten. */
 void rbd_image_forget(struct rbd_bdev *rb);
-/* rb->resize_to (0: only look); the size it has then in rb->new_size. */
-void rbd_image_size(struct rbd_bdev *rb);
+/* rb->resize_to (0: only look); the size it has then in rb->new_size. And rb->throttled. */
+void rbd_image_look(struct rbd_bdev *rb);
 int rbd_fail(struct rbd_bdev *rb, int status, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* librbd's update notification: any thread. */
 void rbd_image_changed(void *arg);

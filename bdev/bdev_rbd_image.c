@@ -320,19 +320,30 @@ static uint64_t conf_number(struct rbd_bdev *rb, const char *key, uint64_t other
 	return strtoull(value, NULL, 10);
 }
 
+static bool is_throttle(const char *name, const char *value)
+{
+	size_t len = strlen(name);
+
+	return !strncmp(name, "rbd_qos_", 8) && len > 6 && !strcmp(name + len - 6, "_limit") &&
+	       strtoull(value, NULL, 10) > 0;
+}
+
 /*
- * Whether librbd caches, and whether what is written may be in its cache alone. Options
- * kept with the image or its pool count as well.
+ * Whether librbd caches, whether what is written may be in its cache alone, and whether
+ * it holds requests back. Options kept with the image or its pool count as well.
  */
-static void read_cache(struct rbd_bdev *rb, bool *cached, bool *is_volatile)
+static void read_options(struct rbd_bdev *rb, bool *cached, bool *is_volatile)
 {
 	rbd_config_option_t options[OPTIONS_MAX];
 	int count = OPTIONS_MAX;
+	bool throttled = false;
 
 	*cached = *is_volatile = true;
 	/* Not known: the guest is told to flush. */
-	if (rbd_config_image_list(rb->image, options, &count) < 0)
+	if (rbd_config_image_list(rb->image, options, &count) < 0) {
+		atomic_store(&rb->throttled, true);
 		return;
+	}
 	for (int i = 0; i < count; i++) {
 		const char *name = options[i].name, *value = options[i].value;
 
@@ -342,7 +353,9 @@ static void read_cache(struct rbd_bdev *rb, bool *cached, bool *is_volatile)
 			*is_volatile &= strtoull(value, NULL, 10) > 0;
 		else if (!strcmp(name, "rbd_cache_policy"))
 			*is_volatile &= strcmp(value, "writethrough") != 0;
+		throttled |= is_throttle(name, value);
 	}
+	atomic_store(&rb->throttled, throttled);
 	*is_volatile &= *cached;
 	rbd_config_image_list_cleanup(options, count);
 }
@@ -371,7 +384,7 @@ static int read_geometry(struct rbd_bdev *rb)
 	granularity = MIN(granularity, info.obj_size);
 	bdev->discard_granularity = (uint32_t)granularity;
 	bdev->readonly = rb->opts.readonly || rb->opts.snapshot;
-	read_cache(rb, &rb->cached, &is_volatile);
+	read_options(rb, &rb->cached, &is_volatile);
 	bdev->write_cache = !bdev->readonly && is_volatile;
 	return 0;
 }
@@ -463,8 +476,9 @@ static int no_progress(uint64_t offset, uint64_t total, void *arg)
 	return 0;
 }
 
-void rbd_image_size(struct rbd_bdev *rb)
+void rbd_image_look(struct rbd_bdev *rb)
 {
+	bool cached, is_volatile;
 	int rc = 0;
 
 	if (rb->resize_to) {
@@ -479,5 +493,7 @@ void rbd_image_size(struct rbd_bdev *rb)
 			rbd_fail(rb, rc, "cannot read the size of image %s: %s", rb->opts.image,
 				 strerror(-rc));
 	}
+	/* What the guest has been told of the cache stays; librbd throttles from now on. */
+	read_options(rb, &cached, &is_volatile);
 	rb->status = rc;
 }

@@ -152,6 +152,10 @@ class Abandoned(ContinuityCase):
     def test_cache_writeback(self):
         self.drains(F.T_IN, written=True, cache='writeback')
 
+    def test_throttled(self):
+        """Writes that librbd holds back have not got to the lock yet."""
+        self.drains(F.T_IN, written=True, cache='none', config={'rbd_qos_write_iops_limit': '900'})
+
     def test_lock_never_ours(self):
         # The very first write may still wait for the lock.
         self.drains(F.T_OUT, cache='none')
