@@ -730,15 +730,13 @@ static int rbd_handover(struct bdev *bdev, int fds[BDEV_HANDOVER_FDS])
  * under nobody's: done later, it would take the lock from the next owner and land on
  * what that has written. So the lock must have been ours, and nobody asks for it
  * meanwhile, nor may librbd hold requests back before they get to the lock.
- * With librbd's cache a guest that went to and fro under load has read old data.
  */
 static bool rbd_keeps_order(struct bdev *bdev)
 {
 	const struct rbd_bdev *rb = rbd_of(bdev);
 
-	return rb->locking && !rb->cached &&
-	       (rb->opts.exclusive ||
-		(atomic_load(&rb->had_lock) && !atomic_load(&rb->throttled)));
+	return rb->locking && (rb->opts.exclusive ||
+			       (atomic_load(&rb->had_lock) && !atomic_load(&rb->throttled)));
 }
 
 /* librbd asks for the lock before it flushes. Reads do without, so they have to be held back. */

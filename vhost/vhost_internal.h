@@ -99,6 +99,7 @@ struct vq {
 	bool broken, stopping, paused;
 	bool reported;			/* that it has stopped */
 	bool own_cache, flushed;	/* see vq_idle() */
+	bool lock_writes_back;		/* the next owner settles, which empties the cache */
 	bool detached;			/* the rings are not ours any more */
 	bool settle;			/* begins with a flush; see bdev_settles() */
 	uint64_t features;		/* virtio, as acknowledged */
@@ -225,7 +226,8 @@ void vq_resubmit(struct vq *vq) REACTOR_ONLY;
 void vq_free_iovs(struct vq *vq);
 /*
  * Stopping, and the last request has ended. The guest may go on at another target:
- * what is cached in this process must be on the storage before it does.
+ * what is cached in this process must be on the storage before it does. Of an abandoned
+ * ring the storage's lock sees to that.
  */
 void vq_idle(struct vq *vq) REACTOR_ONLY;
 

@@ -96,9 +96,19 @@ static void flush_done(struct bdev_io *io, int err)
 	vq_report_stopped(vq);
 }
 
+/*
+ * A flush of ours would ask for the lock. Where the next owner of the ring has that, it
+ * has had the cache written back; and while we take it away again, writes of that owner
+ * wait without a lock: were they abandoned now, they would land on newer ones.
+ */
+REACTOR_ONLY static bool vq_writes_back(const struct vq *vq)
+{
+	return vq->own_cache && !(vq->detached && vq->lock_writes_back);
+}
+
 void vq_idle(struct vq *vq)
 {
-	if (!vq->own_cache || vq->flushed) {
+	if (!vq_writes_back(vq) || vq->flushed) {
 		vq_report_stopped(vq);
 		return;
 	}
@@ -216,7 +226,7 @@ REACTOR_ONLY static void vq_abandon(struct vq *vq)
 		vq_show_now(vq);
 	vq->detached = true;
 	let_go_of_fds(vq);
-	if (vq->inflight_now == 0 && !vq->own_cache)
+	if (vq->inflight_now == 0 && !vq_writes_back(vq))
 		return;
 	vq->left_msg.fn = left_msg;
 	control_post(&vq->left_msg);
@@ -497,8 +507,8 @@ int vq_create(const struct vq_params *p, struct vq **out)
 	}
 	/* Not before the storage is ours: another back end may still write the region. */
 	rc = tracking_create(vq, p);
-	vq->settle = vq->fl && !vq->fl->fresh && !p->settled && vq->ch &&
-		bdev_settles(bdev_channel_bdev(vq->ch));
+	vq->lock_writes_back = vq->fl && vq->ch && bdev_settles(bdev_channel_bdev(vq->ch));
+	vq->settle = vq->lock_writes_back && !vq->fl->fresh && !p->settled;
 	if (rc == 0)
 		rc = reqs_create(vq, p->ring.num);
 	if (rc < 0)

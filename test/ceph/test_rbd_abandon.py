@@ -13,7 +13,7 @@ import time
 from ceph import F, MIB, pattern, spindle
 import inflight
 import migrate
-from test_rbd_continuity import ContinuityCase, LONG, SIZE
+from test_rbd_continuity import ContinuityCase, LONG, SIZE, WRITEBACK
 
 LATE = 0.3          # for things that must not happen
 
@@ -108,8 +108,52 @@ class Abandoned(ContinuityCase):
     def test_cache_none(self):
         self.one_move(cache='none')
 
+    def test_cache_writeback(self):
+        self.one_move(cache='writeback')
+
+    def test_cache_writethrough(self):
+        self.one_move(cache='writethrough', config={'rbd_cache_policy': 'writethrough'})
+
     def test_packed(self):
         self.one_move(packed=True)
+
+    def data_stand_still(self, on=True):
+        """The other pool's objects; what is in the first goes on."""
+        if on:
+            self.cluster.ceph('osd', 'pool', 'set', 'otherpool', 'size', '2')
+        self.cluster.ceph('osd', 'pool', 'set', 'otherpool', 'min_size', '2' if on else '1')
+
+    def test_the_lock_stays_with_the_next_owner(self):
+        """The source is asked for the lock before its requests end. What it does when they have
+        must not take the lock away again: while it did, the destination's writes waited without
+        it, and when the guest left there just then, they landed on newer ones."""
+        image = self.image('stays', SIZE, '--data-pool', 'otherpool')
+        (a, b), (here, there) = self.two(image, cache='writeback', user_id='admin',
+                                         key_file=self.cluster.keyring('admin'))
+        fe = self.connect(here, mem_size=8 * MIB, timeout=LONG, skip_drain=True)
+        fe.write(0, pattern(4096, 1), timeout=LONG)
+        fe.flush(timeout=LONG)
+        source = self.owner(image)
+        self.data_stand_still()
+        self.addCleanup(self.data_stand_still, False)
+        at = fe.alloc(4096, 4096)
+
+        def is_stuck():
+            fe.q[0].submit(F.T_IN, 64, [(at, 4096)])
+            time.sleep(LATE)
+            return not fe.q[0].poll()
+        spindle.wait_until(is_stuck, 20, 'a read that waits')
+        old = migrate.leave(fe)
+        migrate.go(fe, there)
+        spindle.wait_until(lambda: self.state(b) == (1, 0), 5, 'the destination to wait')
+        time.sleep(LATE)
+        self.assertEqual(self.state(a), (0, 1))
+        self.data_stand_still(False)
+        fe.q[0].wait_all(1, LONG)
+        spindle.wait_until(lambda: self.state(a) == (0, 0), 10, 'the end of what was left')
+        time.sleep(LATE)
+        self.assertNotIn(self.owner(image), (source, None))
+        old.close()
 
     def test_exclusive_within_one_target(self):
         image = self.image('exclusive', SIZE)
@@ -148,9 +192,6 @@ class Abandoned(ContinuityCase):
 
     def test_image_without_a_lock(self):
         self.drains(F.T_OUT, '--image-feature', 'layering', cache='none')
-
-    def test_cache_writeback(self):
-        self.drains(F.T_IN, written=True, cache='writeback')
 
     def test_throttled(self):
         """Writes that librbd holds back have not got to the lock yet."""
@@ -194,6 +235,12 @@ class Abandoned(ContinuityCase):
 
     def test_to_and_fro_packed(self):
         self.to_and_fro(cache='none', packed=True)
+
+    def test_to_and_fro_cached(self):
+        self.to_and_fro(rounds=3, cache='writeback', packed=True)
+
+    def test_to_and_fro_cached_for_reading(self):
+        self.to_and_fro(rounds=3, cache='writeback', config=WRITEBACK)
 
     def test_the_source_goes_on(self):
         image = self.image('back', SIZE)
