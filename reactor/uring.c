@@ -73,11 +73,15 @@ void reactor_submit_early(void)
 /* And the kernel has looked up the fds of what is submitted: they may be closed now. */
 REACTOR_ONLY static void submit_all(struct reactor *r)
 {
-	io_uring_submit(&r->ring);
-	/* Its thread takes them; again, as that may just have gone to sleep. */
-	while (unlikely(r->sqpoll && io_uring_sq_ready(&r->ring) > 0)) {
+	int rc = io_uring_submit(&r->ring);
+
+	/*
+	 * Its thread takes them; again, as that may just have gone to sleep. It is dead only
+	 * when we are about to be.
+	 */
+	while (unlikely(r->sqpoll && rc != -EOWNERDEAD && io_uring_sq_ready(&r->ring) > 0)) {
 		sched_yield();
-		io_uring_submit(&r->ring);
+		rc = io_uring_submit(&r->ring);
 	}
 }
 
@@ -409,8 +413,14 @@ static int ring_setup_sqpoll(struct reactor *r)
 		.sq_thread_cpu = (unsigned int)MAX(r->sqpoll_cpu, 0),
 		.sq_thread_idle = SQPOLL_IDLE_MS,
 	};
+	int rc = io_uring_queue_init_params(SQ_ENTRIES, &r->ring, &params);
 
-	return io_uring_queue_init_params(SQ_ENTRIES, &r->ring, &params);
+	/* Before Linux 5.11 that thread knows registered files alone: each of ours would fail. */
+	if (rc == 0 && !(params.features & IORING_FEAT_SQPOLL_NONFIXED)) {
+		io_uring_queue_exit(&r->ring);
+		rc = -EOPNOTSUPP;
+	}
+	return rc;
 }
 
 static int ring_setup(struct reactor *r)
