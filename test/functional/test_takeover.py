@@ -128,6 +128,24 @@ class UnderLoad(TakeoverCase):
     def test_front_end_without_kicks(self):
         self.chain('malloc', rounds=2, no_kick_fd=True)
 
+    def test_disabled_ring(self):
+        # It stands still in the successor as well, and goes on where it stood.
+        for packed in (False, True)[:1 + PACKED]:
+            t = self.target('0x1')
+            fe = self.connect(self.disk(t), style='qemu11', packed=packed, mem_size=2 * MIB)
+            fe.write(3, b'x' * 512)
+            fe.q[0].enable(False)
+            data = fe.alloc(512)
+            fe.q[0].submit(F.T_IN, 3, [(data, 512)], cookie=9)
+            t = self.take_over(t)
+            time.sleep(0.1)
+            self.assertEqual(fe.q[0].poll(), [])
+            fe.q[0].enable()
+            self.assertEqual([(d.cookie, d.status) for d in fe.q[0].wait_all(1)], [(9, F.S_OK)])
+            self.assertEqual(fe.mem_read(data, 512), b'x' * 512)
+            self.check_io(fe)
+            t.stop()
+
     def test_no_fd_is_left_over(self):
         t = self.target('0x1', '--interrupt-mode')
         paths = self.disks(t, 'uring') + [self.ctrlr(t, 'm', self.malloc(t, 'm', 2))]
