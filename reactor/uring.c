@@ -407,14 +407,17 @@ void reactor_signal_free(struct fd_signal *s)
 static int ring_setup_sqpoll(struct reactor *r)
 {
 	struct io_uring_params params = {
-		.flags = IORING_SETUP_SQPOLL | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP |
-			 (r->sqpoll_cpu >= 0 ? IORING_SETUP_SQ_AFF : 0),
+		.flags = IORING_SETUP_SQPOLL | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
 		.cq_entries = CQ_ENTRIES,
-		.sq_thread_cpu = (unsigned int)MAX(r->sqpoll_cpu, 0),
 		.sq_thread_idle = SQPOLL_IDLE_MS,
 	};
-	int rc = io_uring_queue_init_params(SQ_ENTRIES, &r->ring, &params);
+	int rc;
 
+	if (r->sqpoll_cpu >= 0) {
+		params.flags |= IORING_SETUP_SQ_AFF;
+		params.sq_thread_cpu = (unsigned int)r->sqpoll_cpu;
+	}
+	rc = io_uring_queue_init_params(SQ_ENTRIES, &r->ring, &params);
 	/* Before Linux 5.11 that thread knows registered files alone: each of ours would fail. */
 	if (rc == 0 && !(params.features & IORING_FEAT_SQPOLL_NONFIXED)) {
 		io_uring_queue_exit(&r->ring);
