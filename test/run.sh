@@ -150,7 +150,7 @@ everything() {
 		BUILD=build/${san//,/-}
 		SKIP=$twice
 		# No threads but those that other suites have as well.
-		[ "$san" = thread ] && SKIP+=" test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log"
+		[ "$san" = thread ] && SKIP+=" test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log test_packed test_vhost_badmsg test_badinput test_vhost_protocol"
 		for s in unit functional fuzz; do suite "$s"; done
 	done
 }
