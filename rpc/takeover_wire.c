@@ -6,13 +6,13 @@
  */
 #include "rpc/takeover.h"
 
+#include "reactor/fdpass.h"
 #include "reactor/worker.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #define BODY_MAX (256u << 20)
@@ -97,27 +97,13 @@ int takeover_wait(int fd, int timeout_ms)
 static int send_all(int fd, const void *buf, size_t len, const int *fds, unsigned int fd_count,
 		    int timeout_ms)
 {
-	union {
-		char buf[CMSG_SPACE(HANDOVER_FDS_MAX * sizeof(int))];
-		struct cmsghdr align;
-	} control = { 0 };
 	const char *at = buf;
 
 	while (len > 0) {
 		struct iovec iov = { (void *)(uintptr_t)at, len };
-		struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-		ssize_t n;
+		ssize_t n = fdpass_send(fd, &iov, 1, fds, fd_count, MSG_DONTWAIT);
 
-		if (fd_count > 0) {
-			control.align.cmsg_level = SOL_SOCKET;
-			control.align.cmsg_type = SCM_RIGHTS;
-			control.align.cmsg_len = CMSG_LEN(fd_count * sizeof(int));
-			memcpy(CMSG_DATA(&control.align), fds, fd_count * sizeof(int));
-			mh.msg_control = control.buf;
-			mh.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
-		}
-		n = sendmsg(fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
-		if (n < 0 && errno == EAGAIN) {
+		if (n == -EAGAIN) {
 			int rc = wait_for(fd, POLLOUT, timeout_ms);
 
 			if (rc < 0)
@@ -125,7 +111,7 @@ static int send_all(int fd, const void *buf, size_t len, const int *fds, unsigne
 			continue;
 		}
 		if (n < 0)
-			return -errno;
+			return (int)n;
 		fd_count = 0;
 		at += n;
 		len -= (size_t)n;
@@ -148,52 +134,24 @@ int takeover_send(int fd, const struct takeover_batch *batch, int timeout_ms)
 	return rc;
 }
 
-static void keep_fds(struct msghdr *mh, struct handover_record *rec)
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t i = 0; i < count; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-			if (rec->fd_count < HANDOVER_FDS_MAX)
-				rec->fds[rec->fd_count++] = fd;
-			else
-				close(fd);
-		}
-	}
-}
-
 static int receive_all(int fd, void *buf, size_t len, struct handover_record *rec, int timeout_ms)
 {
-	union {
-		char buf[CMSG_SPACE(HANDOVER_FDS_MAX * sizeof(int))];
-		struct cmsghdr align;
-	} control;
 	char *at = buf;
 
 	while (len > 0) {
-		struct iovec iov = { at, len };
-		struct msghdr mh = {
-			.msg_iov = &iov, .msg_iovlen = 1,
-			.msg_control = control.buf, .msg_controllen = sizeof(control.buf),
-		};
 		int rc = wait_for(fd, POLLIN, timeout_ms);
+		unsigned int count;
 		ssize_t n;
 
 		if (rc < 0)
 			return rc;
-		n = recvmsg(fd, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		n = fdpass_recv(fd, at, len, rec->fds + rec->fd_count, &count,
+				HANDOVER_FDS_MAX - rec->fd_count, MSG_DONTWAIT);
+		rec->fd_count = (uint16_t)(rec->fd_count + count);
+		if (n == -EAGAIN || n == -EINTR)
 			continue;
 		if (n <= 0)
-			return n < 0 ? -errno : -ECONNRESET;
-		keep_fds(&mh, rec);
-		if (mh.msg_flags & MSG_CTRUNC)
-			return -EMFILE;
+			return n < 0 ? (int)n : -ECONNRESET;
 		at += n;
 		len -= (size_t)n;
 	}

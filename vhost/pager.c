@@ -10,6 +10,8 @@
  */
 #include "vhost/pager.h"
 
+#include "reactor/fdpass.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -72,47 +74,23 @@ void uffd_unregister(int uffd, void *addr, uint64_t len)
 
 /* ------- packets ------- */
 
-union one_fd {
-	char buf[CMSG_SPACE(sizeof(int))];
-	struct cmsghdr align;
-};
-
 int pager_send(int sock, const struct pager_msg *msg, int fd, int flags)
 {
 	struct pager_msg copy = *msg;
 	struct iovec iov = { &copy, sizeof(copy) };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-	union one_fd control = { { 0 } };
 
-	if (fd >= 0) {
-		control.align.cmsg_level = SOL_SOCKET;
-		control.align.cmsg_type = SCM_RIGHTS;
-		control.align.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.align), &fd, sizeof(fd));
-		mh.msg_control = control.buf;
-		mh.msg_controllen = sizeof(control.buf);
-	}
-	return sendmsg(sock, &mh, flags | MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return (int)MIN(fdpass_send(sock, &iov, 1, &fd, fd >= 0, flags), 0);
 }
 
 int pager_recv(int sock, struct pager_msg *msg, int *fd, int flags)
 {
-	struct iovec iov = { msg, sizeof(*msg) };
-	union one_fd control;
-	struct msghdr mh = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control.buf, .msg_controllen = sizeof(control.buf),
-	};
-	ssize_t n = recvmsg(sock, &mh, flags | MSG_CMSG_CLOEXEC);
-	struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&mh) : NULL;
+	unsigned int count;
+	ssize_t n = fdpass_recv(sock, msg, sizeof(*msg), fd, &count, 1, flags);
 
-	*fd = -1;
-	if (n < 0)
-		return -errno;
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(c), sizeof(*fd));
-	if (n == 0)
-		return 0;
+	if (count == 0)
+		*fd = -1;
+	if (n <= 0)
+		return (int)n;
 	return n == sizeof(*msg) ? 1 : -EPROTO;
 }
 

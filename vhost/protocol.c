@@ -10,6 +10,7 @@
  */
 #include "vhost/vhost_internal.h"
 
+#include "reactor/fdpass.h"
 #include "reactor/log.h"
 #include "reactor/worker.h"
 
@@ -17,9 +18,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-/* More than any message carries, so that a surplus is seen and closed. */
-#define RECV_FDS_MAX 32
 
 int msg_take_fd(struct vhost_msg *msg, unsigned int i)
 {
@@ -41,49 +39,24 @@ void msg_close_fds(struct vhost_msg *msg)
 	msg->fd_count = 0;
 }
 
-/* Keep the fds of one recvmsg(); false when there are more than can be. */
-static bool keep_fds(struct vhost_msg *msg, struct msghdr *mh)
-{
-	bool ok = !(mh->msg_flags & MSG_CTRUNC);
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		size_t count;
-		int fd;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < count; i++) {
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-			if (msg->fd_count < VHOST_FDS_MAX) {
-				msg->fds[msg->fd_count++] = fd;
-			} else {
-				worker_close(fd);
-				ok = false;
-			}
-		}
-	}
-	return ok;
-}
-
 /* Up to `want` bytes to `to`; 0: none now, -errno, -ECONNRESET at the end. */
 static ssize_t receive(struct vhost_conn *conn, void *to, size_t want)
 {
-	union {
-		char buf[CMSG_SPACE(RECV_FDS_MAX * sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { to, want };
-	struct msghdr mh = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control.buf, .msg_controllen = sizeof(control.buf),
-	};
-	ssize_t n = recvmsg(conn->cf.fd, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	/* More than any message carries, so that a surplus is seen and closed by a worker. */
+	int fds[FDPASS_MAX];
+	unsigned int count, had = conn->msg.fd_count;
+	ssize_t n = fdpass_recv(conn->cf.fd, to, want, fds, &count, FDPASS_MAX, MSG_DONTWAIT);
 
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	if (!keep_fds(&conn->msg, &mh))
-		return -E2BIG;
+	for (unsigned int i = 0; i < count; i++) {
+		if (had + i < VHOST_FDS_MAX)
+			conn->msg.fds[conn->msg.fd_count++] = fds[i];
+		else
+			worker_close(fds[i]);
+	}
+	if (had + count > VHOST_FDS_MAX)
+		return -EMFILE;
+	if (n == -EAGAIN || n == -EINTR)
+		return 0;
 	return n == 0 ? -ECONNRESET : n;
 }
 
@@ -171,7 +144,7 @@ CONTROL_ONLY static bool receive_some(struct vhost_conn *conn)
 		n = receive(conn, msg->bytes + (have - header), header + msg->header.size - have);
 	if (n == 0)
 		return false;
-	if (n == -E2BIG) {
+	if (n == -EMFILE) {
 		violation(conn, "carries too many file descriptors");
 		return false;
 	}
@@ -255,31 +228,16 @@ int conn_reply_fd(struct vhost_conn *conn, struct vhost_msg *msg, uint32_t size,
 {
 	ssize_t n, len = (ssize_t)(sizeof(msg->header) + size);
 	struct iovec iov[2] = { { &msg->header, sizeof(msg->header) }, { msg->bytes, size } };
-	struct msghdr mh = { .msg_iov = iov, .msg_iovlen = 2 };
-	union {
-		char buf[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { 0 };
 
-	if (fd >= 0) {
-		struct cmsghdr *c = &control.align;
-
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-		mh.msg_control = control.buf;
-		mh.msg_controllen = sizeof(control.buf);
-	}
 	if (conn->cf.fd < 0)
 		return -ENOTCONN;
 	msg->header.flags = VU_FLAG_VERSION | VU_FLAG_REPLY;
 	msg->header.size = size;
-	n = sendmsg(conn->cf.fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
+	n = fdpass_send(conn->cf.fd, iov, 2, &fd, fd >= 0, MSG_DONTWAIT);
 	if (n == len)
 		return 0;
-	if (n < 0 && errno != EAGAIN)
-		return -errno;
+	if (n < 0 && n != -EAGAIN)
+		return (int)n;
 	log_limited(LOG_ERROR, &conn->session->controller->limit,
 		    "%s: the front end does not read its answers", conn->session->name);
 	return -EAGAIN;
