@@ -97,22 +97,56 @@ built() { # built NAME: count a build as a test
 	return 1
 }
 
-# The other builds and lint, in what the guest and Ceph suites leave of the machine: those
-# wait a lot.
-make_others() {
+# lane NAME NICE COMMAND...: runs beside the others until "join NAME" shows what it printed and
+# adds what it counted.
+declare -A lanes
+lane() {
+	local name=$1 nice=$2
+	shift 2
+	(
+		renice -n "$nice" $BASHPID >/dev/null
+		count_into "build/logs/$name.count" "$@"
+	) >"build/logs/$name.lane" 2>&1 &
+	lanes[$name]=$!
+}
+
+count_into() { # count_into FILE COMMAND...
+	local file=$1
+	shift
 	passed=0 failed=0 skipped=0
-	make_variant clang CC=clang WERROR=1 BUILD=build/clang all tests "${clang_too[@]}"
-	make_variant without-rbd RBD=0 WERROR=1 BUILD=build/norbd all
+	"$@"
+	echo "$passed $failed $skipped" >"$file"
+}
+
+join() {
+	local p=0 f=1 s=0
+	wait "${lanes[$1]}"
+	cat "build/logs/$1.lane"
+	[ -e "build/logs/$1.count" ] && read -r p f s <"build/logs/$1.count"
+	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+
+make_others() {
 	make_variant address,undefined SAN=address,undefined tests
 	make_variant thread SAN=thread tests
+	make_variant clang CC=clang WERROR=1 BUILD=build/clang all tests "${clang_too[@]}"
+	make_variant without-rbd RBD=0 WERROR=1 BUILD=build/norbd all
 	suite lint
-	echo "$passed $failed $skipped" >build/logs/others.count
+}
+
+sanitized() { # sanitized NAME SUITE...: of that build, without the test programs of SKIP
+	built "$1" || return
+	export BUILD=build/${1//,/-}
+	shift
+	for s in "$@"; do suite "$s"; done
 }
 
 everything() {
 	# Long, and of processes that are killed or of locks: run once, not under sanitizers.
 	local clang_too=()
-	local others twice="test_fio test_bench test_modes test_restart test_takeover test_crash test_takeover_fail test_scale test_locks test_lock_in_use test_systemd"
+	local twice="test_fio test_bench test_modes test_restart test_takeover test_crash test_takeover_fail test_scale test_locks test_lock_in_use test_systemd"
+	# No threads but those that other suites have as well.
+	local threads="test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log test_packed test_vhost_badmsg test_badinput test_vhost_protocol"
 	if [ "$(id -u)" = 0 ]; then
 		scripts/pkgdep.sh || echo "skip: packages: scripts/pkgdep.sh could not install them"
 		HUGEMEM=${HUGEMEM:-2048} scripts/setup.sh ||
@@ -121,7 +155,7 @@ everything() {
 		echo "note: not root: nothing is installed, no huge pages are reserved"
 	fi
 	mkdir -p build/logs
-	rm -f build/logs/*.rc build/logs/others.count
+	rm -f build/logs/*.rc build/logs/*.count
 	make_variant gcc WERROR=1 tests
 	built gcc || return
 	if test/fio/fetch.sh build/fio/source; then
@@ -132,27 +166,19 @@ everything() {
 		echo "skip: build fio: the source of fio is not to be had"
 		skipped=$((skipped + 1))
 	fi
-	for s in unit functional; do suite "$s"; done
-	(
-		renice -n 19 $BASHPID >/dev/null
-		make_others >build/logs/others.log 2>&1
-	) &
-	others=$!
-	for s in fuzz ceph guest; do suite "$s"; done
-	wait $others
-	cat build/logs/others.log
-	read -r p f s <build/logs/others.count || f=1
-	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	# The Ceph suites mostly wait, the builds take what is left.
+	lane ceph 0 suite ceph
+	for s in unit fuzz functional; do suite "$s"; done
+	lane others 19 make_others
+	suite guest
+	join ceph
+	join others
 	built clang
 	built without-rbd
-	for san in address,undefined thread; do
-		built "$san" || continue
-		BUILD=build/${san//,/-}
-		SKIP=$twice
-		# No threads but those that other suites have as well.
-		[ "$san" = thread ] && SKIP+=" test_inflight test_postcopy test_rpc_params test_abandon test_dirty_log test_packed test_vhost_badmsg test_badinput test_vhost_protocol"
-		for s in unit functional fuzz; do suite "$s"; done
-	done
+	SKIP=$twice lane asan 0 sanitized address,undefined unit functional fuzz
+	SKIP="$twice $threads" lane tsan 0 sanitized thread unit functional fuzz
+	join asan
+	join tsan
 }
 
 if [ $# -eq 0 ]; then
