@@ -11,9 +11,10 @@
     if __name__ == '__main__':
         spindle.run_tests()
 
-Environment: BUILD is the directory that holds bin/vhost (default <repo>/build). A target lives in
-a private directory under /tmp which goes away with it, and dies with the process that started it.
-A sanitizer report in the log of any target fails the test during which it appeared.
+Environment: BUILD is the directory that holds bin/vhost (default <repo>/build); POLL_US makes
+targets that would poll for ever sleep after so many idle microseconds, for runs that share cores.
+A target lives in a private directory under /tmp which goes away with it, and dies with the process
+that started it. A sanitizer report in the log of any target fails the test during which it appeared.
 """
 import argparse
 import collections
@@ -32,6 +33,7 @@ import traceback
 import unittest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
+POLL_US = os.environ.get('POLL_US')
 BUILD = pathlib.Path(os.environ.get('BUILD') or REPO / 'build').resolve()
 # SAN=address,undefined builds into build/address-undefined.
 SANITIZER = (BUILD.name if set(BUILD.name.split('-')) <= {'address', 'undefined', 'thread'}
@@ -285,6 +287,8 @@ class Target:
             cmd += ['-m', str(self.mask)]
         if not self.locks:
             cmd.append('--disable-cpumask-locks')
+        if POLL_US and not {'--poll-us', '--interrupt-mode'} & set(self.args):
+            cmd += ['--poll-us', POLL_US]
         return cmd + self.args
 
     def spawn(self):
