@@ -177,11 +177,10 @@ everything() {
 	# Side by side: the Ceph suites mostly wait, and the builds take what is left. Targets that
 	# poll for ever would take that from each other; those that move data do it all the same.
 	export POLL_US=${POLL_US-200}
-	POLLED="test_blk_data test_blk_requests test_crash test_isolation test_packed test_takeover test_vhost_rings"
+	POLLED="test_blk_data test_blk_requests test_crash test_isolation test_modes test_packed test_park test_takeover test_vhost_memory test_vhost_rings"
 	lane others 19 make_others
 	lane ceph 0 suite ceph
 	for s in unit fuzz functional; do suite "$s"; done
-	POLLED=''
 	SKIP=$twice lane asan 0 sanitized address,undefined unit functional fuzz
 	SKIP="$twice $threads" lane tsan 0 sanitized thread unit functional fuzz
 	suite guest

@@ -637,6 +637,29 @@ class Takeover(TakeoverCase, Case):
         self.finish(fe)
         self.wait_counts(s, 0, 0)
 
+    def test_of_a_paused_ring(self):
+        # Disabled with slow requests on their way: they end, once, and nothing new begins before
+        # it is enabled again.
+        t = self.target()
+        fe = self.guest(self.ctrlr(t, 'c0', self.delay(t, self.malloc(t), 300000)))
+        self.submit(fe)
+        self.wait_inflight(t, LEFT)
+        fe.q[0].enable(False)
+        fe.q[0].submit(F.T_IN, 7, [(fe.alloc(512), 512)], cookie=9)
+        self.take_over(t)
+        done = fe.q[0].wait_all(LEFT, WAIT)
+        self.assertEqual(sorted((d.cookie, d.status) for d in done),
+                         [(i, F.S_OK) for i in range(LEFT)])
+        time.sleep(0.1)
+        self.assertEqual(fe.q[0].poll(), [])
+        fe.q[0].enable()
+        self.assertEqual([(d.cookie, d.status) for d in fe.q[0].wait_all(1, WAIT)], [(9, F.S_OK)])
+        self.check_io(fe)
+
+
+class TakeoverPacked(Takeover):
+    packed = True
+
 
 if __name__ == '__main__':
     spindle.run_tests()
