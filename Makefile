@@ -88,7 +88,7 @@ help:
 	@echo '  check-ceph        RBD on a one-node cluster on loopback'
 	@echo '  check-fuzz        replay of the fuzzing corpora'
 	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
-	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon (4 minutes);'
+	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon (6 minutes);'
 	@echo '                    also as $(BUILD)/bench.json and bench.svg. bench-quick: 90 seconds'
 	@echo '  fio               $(BUILD)/fio/vhost_user_blk.so, an I/O engine that lets fio drive the target'
 	@echo '  lint              layers, clang-tidy, cppcheck'
@@ -117,7 +117,7 @@ $(BUILD)/test/libfrontend.so: $(FE_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) -shared $(NO_LTO) $(LDFLAGS) -o $@ $(FE_OBJ) -lpthread
 
-BENCH_OBJ := $(patsubst %,$(BUILD)/obj/test/bench/%.o,bench limit ping result setup)
+BENCH_OBJ := $(patsubst %,$(BUILD)/obj/test/bench/%.o,bench gaps limit ping result setup)
 $(BUILD)/test/bench: $(BENCH_OBJ) $(BUILD)/test/libfrontend.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)

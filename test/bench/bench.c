@@ -461,7 +461,7 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_PREFETCH, O_HISTOGRAM, O_PING,
+       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_GAPS, O_PREFETCH, O_HISTOGRAM, O_PING,
        O_BESIDE, O_HELP };
 
 static const struct option long_options[] = {
@@ -476,6 +476,7 @@ static const struct option long_options[] = {
 	{ "packed", 0, NULL, O_PACKED }, { "no-inflight", 0, NULL, O_NO_INFLIGHT },
 	{ "wait", 0, NULL, O_WAIT }, { "read-pct", 1, NULL, O_READ_PCT },
 	{ "rewrite", 0, NULL, O_REWRITE }, { "calls", 1, NULL, O_CALLS },
+	{ "gaps", 0, NULL, O_GAPS },
 	{ "prefetch", 0, NULL, O_PREFETCH }, { "histogram", 0, NULL, O_HISTOGRAM },
 	{ "ping", 1, NULL, O_PING }, { "beside", 1, NULL, O_BESIDE },
 	{ "help", 0, NULL, O_HELP },
@@ -502,6 +503,7 @@ static void set_option(struct bench *b, int opt, const char *arg, bool *memcpy_o
 	case O_SEED: b->seed = (uint32_t)number(arg); break;
 	case O_JSON: b->json = true; break;
 	case O_MEMCPY: *memcpy_only = true; break;
+	case O_GAPS: b->gaps = true; break;
 	case O_WAIT: b->wait = true; break;
 	case O_PACKED: b->packed = true; break;
 	case O_NO_INFLIGHT: b->no_inflight = true; break;
@@ -536,7 +538,7 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 		set_option(b, opt, optarg, memcpy_only);
 	if (b->read_pct != UINT32_MAX)
 		b->write_pct = 100 - b->read_pct;
-	if ((!b->socket && !*memcpy_only && b->ping_cpu < 0) || optind != argc || b->qd == 0 || b->qd > 32768 ||
+	if ((!b->socket && !*memcpy_only && !b->gaps && b->ping_cpu < 0) || optind != argc || b->qd == 0 || b->qd > 32768 ||
 	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
 	    b->write_pct > 100 || b->calls == 0) {
 		fputs(usage, stderr);
@@ -596,6 +598,10 @@ int main(int argc, char **argv)
 	}
 	if (b.ping_cpu >= 0)
 		return ping_cores(&b) < 0;
+	if (b.gaps) {
+		watch_gaps(&b);
+		return 0;
+	}
 	if (memcpy_only)
 		return memcpy_limit(&b) < 0;
 	if (bench_connect(&b) < 0) {

@@ -56,7 +56,7 @@ struct bench {
 	uint32_t batch;		/* publish after so many */
 	uint64_t size, max_ios;
 	bool random, indirect, event_idx, verify, prefill, json, hugetlb, libblkio, wait;
-	bool packed, no_inflight, rewrite, prefetch, histogram;
+	bool packed, no_inflight, rewrite, prefetch, histogram, gaps;
 	const char *beside_arg;
 	struct bench *beside;	/* another disk, driven by the same thread */
 	uint32_t calls;		/* with --wait: a call is wanted after so many completions */
@@ -98,6 +98,9 @@ void print_result(const struct bench *b, double s);
 
 /* ping.c: from b->cpu to b->ping_cpu and back; prints its result. 0, or -1 said on stderr. */
 int ping_cores(const struct bench *b);
+
+/* gaps.c: a loop on b->cpu for b->runtime_ms, and when it did not run; prints its result. */
+void watch_gaps(const struct bench *b);
 
 /* limit.c: copies without any target; prints its result. */
 int memcpy_limit(struct bench *b);

@@ -7,7 +7,8 @@ from verdict import NAMES, bytes_of, is_large, kilo, machine_lines
 
 WIDTH, LEFT, RIGHT = 900, 195, 215
 BAR, GAP, GROUP = 16, 3, 12
-COLOURS = {"ours": "#1d6fb8", "qsd": "#e8963a", "fio": "#a3adb8", "memcpy": "#a3adb8",
+COLOURS = {"ours": "#1d6fb8", "qsd": "#e8963a", "fio": "#a3adb8", "fio busy": "#c9d0d8",
+           "memcpy": "#a3adb8",
            "1 reactor": "#8fbbe0", "2 reactors": "#1d6fb8"}
 INK, FAINT, GROUND = "#1f2933", "#5f6c7b", "#ffffff"
 FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
@@ -39,6 +40,8 @@ PANELS = (
     ("malloc disk, 4 KiB: limit is a plain memcpy", small("malloc"), iops, kilo_iops),
     ("file on this machine's disk, 4 KiB: limit is fio's io_uring on the same file",
      small("file"), iops, kilo_iops),
+    ("file in the page cache, 4 KiB: what each costs without a disk", small("cached"), iops,
+     kilo_iops),
     ("128 KiB, sequential", is_large, gigabytes, gigabytes_text),
 )
 

@@ -9,12 +9,14 @@ r"""`make bench`: the target beside its peers, in one run.
 
 Each round measures every case once with every contender, one after the other and each first in
 turn, so that a slow minute of the machine hits all of them. Printed are medians over the rounds,
-the lowest and the highest. The target has core 0 to itself and the load generator core 1. While
-another is measured our target is stopped (SIGSTOP): it polls, and would eat the other's core.
+the lowest and the highest. The target has core 0 to itself and the load generator core 1; limits
+(fio, memcpy) are measured on the target's core, which does their work otherwise, and may be a
+slower one than the other. While another is measured our target is stopped (SIGSTOP): it polls, and
+would eat the other's core.
 
 Peers: qemu-storage-daemon's vhost-user-blk export, an I/O thread for each disk, driven by the same
-load generator; fio with io_uring on the same file, without any virtqueue; plain memcpy for the RAM
-disk. What is missing is said and left out.
+load generator; fio with io_uring on the same file, without any virtqueue, also beside loops that
+keep both cores busy; plain memcpy for the RAM disk. What is missing is said and left out.
 
 busy is what the target used of its core while the load's clock ran: by its own count of ticks in
 passes that found work, for one that polls; by its CPU time, for any other. IOPS a core is IOPS over
@@ -46,7 +48,7 @@ from report import (Missing, Others, Results, info_of, machine,     # noqa: E402
 MIB = 1 << 20
 PR_SET_PDEATHSIG = 1
 TRIES = 2
-WHO = ("ours", "qsd", "fio", "memcpy", "1 reactor", "2 reactors")
+WHO = ("ours", "qsd", "fio", "fio busy", "memcpy", "1 reactor", "2 reactors")
 
 
 class Rpc:
@@ -131,25 +133,25 @@ class Target:
 
     name = "ours"
 
-    def __init__(self, o, tmp, disk, cpus, kinds):
+    def __init__(self, o, tmp, files, cpus, kinds, args=()):
         self.cpus, self.tmp = cpus, tempfile.mkdtemp(prefix="v", dir=tmp)
         binary = os.path.join(o.build, "bin", "vhost")
         rpc = os.path.join(self.tmp, "rpc.sock")
         if not os.access(binary, os.X_OK):
             raise Missing("%s is missing: run make first" % binary)
         argv = [binary, "-S", self.tmp, "-r", rpc, "-m", hex(sum(1 << c for c in cpus))]
-        if len(cpus) > 1:
-            argv.append("--disable-cpumask-locks")      # the other one of ours has core 0, stopped
+        if len(cpus) > 1 or args:
+            argv.append("--disable-cpumask-locks")      # the first of ours has core 0, stopped
         if free_huge() < (o.malloc_mib + 64) * MIB:
             say("note: too few free huge pages for the malloc disk, --no-huge is used "
                 "(HUGEMEM=1024 scripts/setup.sh reserves some)")
             argv.append("--no-huge")
             o.notes.append("the target had no huge pages")
-        self.proc = Process(argv + o.target_args, os.path.join(self.tmp, "vhost.log"))
+        self.proc = Process(argv + list(args) + o.target_args, os.path.join(self.tmp, "vhost.log"))
         try:
             self.proc.wait_for(rpc, "the target")
             self.rpc = self.connect(rpc)
-            self.disks = self.create(o, disk, kinds)
+            self.disks = self.create(o, files, kinds)
             self.proc.pause(True)
         except BaseException:
             self.proc.end()
@@ -163,7 +165,7 @@ class Target:
                 time.sleep(0.01)
         raise Missing("the target's RPC socket does not answer: %s" % self.proc.tail())
 
-    def create(self, o, disk, kinds):
+    def create(self, o, files, kinds):
         disks = {}
         null = {"num_blocks": 1 << 21, "block_size": 512}
         for kind, method, params, more in (
@@ -171,7 +173,8 @@ class Target:
                 ("packed", "bdev_null_create", null, {"packed_ring": True}),
                 ("malloc", "bdev_malloc_create",
                  {"num_blocks": o.malloc_mib * 2048, "block_size": 512}, {}),
-                ("file", "bdev_uring_create", {"filename": disk, "block_size": 512}, {})):
+                *((kind, "bdev_uring_create", {"filename": path, "block_size": 512}, {})
+                  for kind, path in files.items())):
             if kind not in kinds:
                 continue
             try:
@@ -251,19 +254,19 @@ def with_cpu_time(result):
 
 
 class Peer:
-    """qemu-storage-daemon with one null and one file disk, an I/O thread each."""
+    """qemu-storage-daemon with a null disk and the files, an I/O thread each."""
 
     name = "qsd"
 
-    def __init__(self, o, tmp, disk):
+    def __init__(self, o, tmp, files):
         binary = shutil.which("qemu-storage-daemon")
         if not binary:
             raise Missing("qemu-storage-daemon is not installed")
         nodes = {"null": "driver=null-co,node-name=null,size=%d,read-zeroes=off" % (1 << 30)}
-        if disk:
+        for kind, path in files.items():
             # locking=off: our target holds the same file
-            nodes["file"] = ("driver=file,node-name=file,filename=%s,locking=off,"
-                             "cache.direct=on,aio=io_uring" % disk)
+            nodes[kind] = ("driver=file,node-name=%s,filename=%s,locking=off,"
+                           "cache.direct=on,aio=io_uring" % (kind, path))
         self.disks = {k: os.path.join(tmp, "q." + k) for k in nodes}
         argv = [binary]
         for kind, node in nodes.items():
@@ -295,6 +298,7 @@ class Case:
 
 
 MIX = ["--read-pct", "70"]
+SLEEPING = "sleeping"
 CASES = ([Case("null", "randread", "4k", qd) for qd in (1, 32, 128)] +
          [Case("null", "randread", "4k", 32, ["--rewrite"], "rewritten"),
           Case("null", "randread", "4k", 32, ["--packed"], "packed", "packed"),
@@ -306,12 +310,15 @@ CASES = ([Case("null", "randread", "4k", qd) for qd in (1, 32, 128)] +
          [Case("file", "randread", "4k", qd) for qd in (1, 32, 128)] +
          [Case("file", "randwrite", "4k", 32),
           Case("file", "randrw", "4k", 32, MIX, "70/30"),
-          Case("file", "read", "128k", 32), Case("file", "write", "128k", 32)])
+          Case("file", "read", "128k", 32), Case("file", "write", "128k", 32)] +
+         [Case("file", "randread", "4k", qd, ["--wait", "--event-idx"], SLEEPING)
+          for qd in (1, 32, 128)] +
+         [Case("cached", "randread", "4k", qd) for qd in (1, 32, 128)])
 
 # Deep queues, a client that sleeps and is called once for many completions: where it shares a core
 # with the second reactor, that one gets most of it.
-DUO = ["--queues", "2", "--wait", "--event-idx", "--calls", "128"]
-DUO_CASES = [Case(kind, "randread", "4k", 256, DUO, "2 queues") for kind in ("null", "malloc")]
+DUO = ["--queues", "2", "--wait", "--event-idx", "--calls", "512", "--indirect"]
+DUO_CASES = [Case(kind, "randread", "4k", 1024, DUO, "2 queues") for kind in ("null", "malloc")]
 
 
 def free_huge():
@@ -359,7 +366,37 @@ def duo_client(o, case):
 
 
 def memcpy(o, case):
-    return run_json(bench_argv(o, case) + ["--memcpy"], o.runtime + 30)
+    return run_json(bench_argv(o, case) + ["--memcpy", "--cpu", str(o.target_cpu)], o.runtime + 30)
+
+
+def loop_argv(o, cpu, seconds):
+    return [o.bench, "--gaps", "--cpu", str(cpu), "--runtime", str(seconds)]
+
+
+def two_loops(o):
+    with subprocess.Popen(loop_argv(o, o.client_cpu, 0.6), stdout=subprocess.DEVNULL):
+        return run_json(loop_argv(o, o.target_cpu, 0.5), 30)
+
+
+def idly():
+    """Only when nobody else wants the core, and at once away then."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def fio_beside_loops(o, case, disk, still):
+    """What is left of the disk when both cores are always busy, as a polling target and a polling
+    client keep them: a loop on the one, on fio's another that runs while fio sleeps."""
+    loops = [subprocess.Popen(loop_argv(o, o.client_cpu, 60), stdout=subprocess.PIPE),
+             subprocess.Popen(loop_argv(o, o.target_cpu, 60), stdout=subprocess.DEVNULL,
+                              preexec_fn=idly)]
+    try:
+        return fio(o, case, disk)
+    finally:
+        for loop in loops:
+            loop.send_signal(signal.SIGINT)
+            loop.wait()
+        with loops[0].stdout as out:
+            still.append(json.loads(out.read()))
 
 
 def fio(o, case, disk):
@@ -370,9 +407,10 @@ def fio(o, case, disk):
         ["fio", "--name=f", "--filename=" + disk, "--direct=1", "--ioengine=io_uring",
          "--rw=" + case.rw, "--bs=" + case.bs, "--iodepth=%d" % case.qd, "--norandommap",
          "--randrepeat=0", "--time_based", "--runtime=%dms" % int(o.runtime * 1000),
-         "--ramp_time=100ms", "--thread", "--cpus_allowed=%d" % o.client_cpu,
+         "--ramp_time=100ms", "--thread", "--cpus_allowed=%d" % o.target_cpu,
          "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:90:99:99.9:99.99",
-         "--output-format=json"] + mix, o.runtime + 60)
+         "--output-format=json"] + (["--invalidate=0"] if case.kind == "cached" else []) + mix,
+        o.runtime + 60)
     job = out["jobs"][0]
     sides = [s for s in (job["read"], job["write"]) if s["iops"]]
     if not sides:
@@ -402,40 +440,100 @@ def make_disk(o):
     return path
 
 
+class CachedFile:
+    """A file whose reads never reach a disk, on an ext4 of its own with data=journal: that takes
+    O_DIRECT and reads through the page cache all the same."""
+
+    def __init__(self, o, tmp, mib=256):
+        if os.geteuid() != 0:
+            raise Missing("only root may mount its file system")
+        os.makedirs(o.dir, exist_ok=True)
+        self.mount = os.path.join(tmp, "cached")
+        self.image = os.path.join(o.dir, "bench-cached-%d" % os.getpid())
+        self.path = os.path.join(self.mount, "disk")
+        os.mkdir(self.mount)
+        try:
+            with open(self.image, "wb") as f:
+                f.truncate((mib + 128) * MIB)
+            self.run("mkfs.ext4", "-q", "-F", self.image)
+            self.run("mount", "-o", "loop", self.image, self.mount)
+            with open(self.path, "wb") as f:
+                for _ in range(mib // 4):
+                    f.write(os.urandom(4 * MIB))
+            self.run("umount", self.mount)
+            self.run("mount", "-o", "loop,data=journal", self.image, self.mount)
+            with open(self.path, "rb") as f:
+                while f.read(4 * MIB):
+                    pass
+        except BaseException:
+            self.end()
+            raise
+
+    @staticmethod
+    def run(*argv):
+        p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, check=False)
+        if p.returncode != 0:
+            raise Missing("%s: %s" % (argv[0], p.stdout.decode(errors="replace").strip()))
+
+    def end(self):
+        if os.path.ismount(self.mount):
+            self.run("umount", self.mount)
+        os.unlink(self.image)
+
+
 class Stage:
     """All contenders of a run, and who of them can play which case."""
 
     def __init__(self, o, tmp):
         self.o, self.results = o, Results()
-        self.target = self.duo = self.solo = self.peer = self.disk = None
+        self.target = self.duo = self.patient = self.peer = self.cached = None
+        self.files = {}     # by kind
+        self.owned = []     # those of them on o.dir
         self.tmp = tmp
         self.retries = self.loud = self.taken = 0
         self.trips = []     # nanoseconds, one a round
+        self.still, self.still_idle = [], []    # what --gaps saw: beside fio, and beside a loop
 
     def open(self, cases):
         o = self.o
         kinds = {c.disk for c in cases}
         if "file" in kinds:
-            self.disk = attempt("the disk file", lambda: make_disk(o))
-        if not self.disk:
-            kinds.discard("file")
-        self.target = attempt("our target", lambda: Target(o, self.tmp, self.disk,
+            self.add_file("file")
+        if "cached" in kinds:
+            self.cached = attempt("the file in the page cache", lambda: CachedFile(o, self.tmp))
+            if self.cached:
+                self.files["cached"] = self.cached.path
+        self.target = attempt("our target", lambda: Target(o, self.tmp, self.files,
                                                            [o.target_cpu], kinds))
         duo = {c.disk for c in cases if c.word == "2 queues"}
         if duo and o.duo_cpu != o.target_cpu:
             self.duo = attempt("two reactors", lambda: Target(
-                o, self.tmp, None, [o.target_cpu, o.duo_cpu], duo))
-        if not o.no_peer and kinds & {"null", "file"}:
-            self.peer = attempt("the peer", lambda: Peer(o, self.tmp, self.disk))
+                o, self.tmp, {}, [o.target_cpu, o.duo_cpu], duo))
+        if any(c.word == SLEEPING for c in cases):
+            # A file of its own: the first target's is locked.
+            own = self.add_file("file of the one that sleeps")
+            self.patient = own and attempt("a target that sleeps", lambda: Target(
+                o, self.tmp, {"file": own}, [o.target_cpu], {"file"}, ("--poll-us", "200")))
+        if not o.no_peer and kinds & {"null", "file", "cached"}:
+            self.peer = attempt("the peer", lambda: Peer(o, self.tmp, {
+                k: p for k, p in self.files.items() if k in kinds}))
+
+    def add_file(self, kind):
+        path = attempt("the disk file", lambda: make_disk(self.o))
+        if path:
+            self.files[kind] = path
+            self.owned.append(path)
+        return path
 
     def close(self):
-        for one in (self.target, self.duo, self.peer):
+        for one in (self.target, self.duo, self.patient, self.peer, self.cached):
             if one:
                 one.end()
-        if self.disk:
-            os.unlink(self.disk)
-            if not os.listdir(self.o.dir):
-                os.rmdir(self.o.dir)
+        for path in self.owned:
+            os.unlink(path)
+        if os.path.isdir(self.o.dir) and not os.listdir(self.o.dir):
+            os.rmdir(self.o.dir)
 
     def players(self, case):
         o, made = self.o, []
@@ -444,19 +542,23 @@ class Stage:
                 if one and case.disk in one.disks:
                     made.append((who, lambda t=one: t.measure(case, duo_client(o, case))))
             return made
-        for one in (self.target, self.peer):
+        for one in (self.patient if case.word == SLEEPING else self.target, self.peer):
             if one and case.disk in one.disks:
                 made.append((one.name, lambda t=one: t.measure(case, client(o, case))))
         if case.kind == "malloc":
             made.append(("memcpy", lambda: memcpy(o, case)))
-        if case.kind == "file" and self.disk and not o.no_fio:
-            made.append(("fio", lambda: fio(o, case, self.disk)))
+        disk = self.files.get(case.disk)
+        if disk and not o.no_fio:
+            made.append(("fio", lambda: fio(o, case, disk)))
+            if case.kind == "file" and case.rw == "randread" and not case.word:
+                made.append(("fio busy", lambda: fio_beside_loops(o, case, disk, self.still)))
         return made
 
     def sample(self, measure):
         """The quietest of a few tries; the tries of a whole run are bounded."""
         best = None
-        pids = [one.proc.p.pid for one in (self.target, self.duo, self.peer) if one and one.proc]
+        pids = [one.proc.p.pid for one in (self.target, self.duo, self.patient, self.peer)
+                if one and one.proc]
         for _ in range(1 + TRIES):
             others = Others(pids)
             got = measure()
@@ -479,6 +581,8 @@ class Stage:
             if o.target_cpu != o.client_cpu:
                 self.trips.append(run_json([o.bench, "--cpu", str(o.client_cpu), "--ping",
                                             str(o.target_cpu)], 30)["round_trip_ns"])
+                if self.files and not o.no_fio:
+                    self.still_idle.append(two_loops(o))
             for case in cases:
                 players = self.players(case)
                 for who, measure in players[n % len(players):] + players[:n % len(players)] \
@@ -506,6 +610,7 @@ def collect(o, stage, cases, seconds):
                       "client_args": o.client_args, "target_args": o.target_args,
                       "seconds": round(seconds), "samples": stage.taken, "loud": stage.loud,
                       "quiet": o.quiet, "line_round_trip_ns": stage.trips,
+                      "still": stage.still, "still_idle": stage.still_idle,
                       "notes": sorted(set(o.notes))},
             "cases": out,
             "failed": {"%s, %s" % k: v for k, v in r.failed.items()}}

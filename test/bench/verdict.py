@@ -13,9 +13,12 @@ SPDK = {"null randread 4k QD1": 1.01e6, "null randread 4k QD32": 3.1e6,
         "null randread 4k QD128": 4.7e6, "malloc randread 4k QD1": 0.59e6,
         "malloc randread 4k QD32": 1.31e6, "malloc randwrite 4k QD32": 1.11e6,
         "malloc read 128k QD32": 9.2e9}
+# Seconds that a cache line took between the cores and back when that was measured.
+SPDK_TRIP = 305e-9
 SPDK_CORE = {"null randread 4k QD32": 4.0e6, "null randread 4k QD128": 6.3e6}
 
-NAMES = {"ours": "ours", "qsd": "qemu-storage-daemon", "fio": "fio io_uring", "memcpy": "memcpy",
+NAMES = {"ours": "ours", "qsd": "qemu-storage-daemon", "fio": "fio io_uring",
+         "fio busy": "fio, cores busy", "memcpy": "memcpy",
          "1 reactor": "1 reactor", "2 reactors": "2 reactors"}
 ORDER = tuple(NAMES)
 
@@ -59,13 +62,14 @@ def goals(data):
     for name, factor in (("malloc randread 4k QD32", 0.7), ("malloc read 128k QD32", 0.95)):
         out.append(goal(name + ", over memcpy", ">= %.2fx" % factor, factor,
                         over(name, "memcpy"), 1))
-    for qd in (1, 32, 128):
-        name = "file randread 4k QD%d" % qd
-        out.append(goal(name + ", over fio io_uring", ">= 1.00x", 1.0, over(name, "fio"), 1))
-    out.append(goal("file randread 4k QD32, over qemu-storage-daemon", ">= 2.00x", 2.0,
-                    over("file randread 4k QD32", "qsd"), 1))
+    for kind, word in (("file", ""), ("file", " sleeping"), ("cached", "")):
+        for qd in (1, 32, 128):
+            name = "%s randread 4k QD%d%s" % (kind, qd, word)
+            out.append(goal(name + ", over fio io_uring", ">= 1.00x", 1.0, over(name, "fio"), 1))
+        name = "%s randread 4k QD32%s" % (kind, word)
+        out.append(goal(name + ", over qemu-storage-daemon", ">= 2.00x", 2.0, over(name, "qsd"), 1))
     for kind in ("null", "malloc"):
-        name = "%s randread 4k QD256 2 queues" % kind
+        name = "%s randread 4k QD1024 2 queues" % kind
         out.append(goal("two reactors on one %s disk, over one" % kind, ">= 1.80x", 1.8,
                         over(name, "scaling"), 1))
     for name in ("malloc randread 4k QD1", "malloc randread 4k QD32", "malloc randwrite 4k QD32",
@@ -76,6 +80,13 @@ def goals(data):
         out.append(goal(name + ", over SPDK's", "-", None, got, SPDK[name],
                         "%s over %s" % (kilo(got), kilo(SPDK[name])) if not large or not got else
                         "%.1f over %.1f GB/s" % (got / 1e9, SPDK[name] / 1e9)))
+    trips = data["setup"]["line_round_trip_ns"]
+    got = ours("null randread 4k QD1", "iops")
+    if got and trips:
+        got *= statistics.median(trips) * 1e-9
+    out.append(goal("null randread 4k QD1, I/Os in a cache line's round trip, over SPDK's", "-",
+                    None, got if trips else None, SPDK["null randread 4k QD1"] * SPDK_TRIP,
+                    "%.2f over %.2f" % (got or 0, SPDK["null randread 4k QD1"] * SPDK_TRIP)))
     return out
 
 
@@ -126,7 +137,7 @@ HEAD = ("case", "who", "IOPS", "min", "max", "GB/s", "busy", "IOPS/core", "p50 u
 
 def heading(machine, o):
     return machine_lines(machine) + [
-        "pinned: target on core %d, load (and fio, memcpy) on core %d; %d rounds of %g s a "
+        "pinned: target (and fio, memcpy) on core %d, load on core %d; %d rounds of %g s a "
         "measurement" % (o.target_cpu, o.client_cpu, o.rounds, o.runtime)]
 
 
@@ -134,7 +145,7 @@ def notes(data):
     s = data["setup"]
     lines = ["Medians of %d rounds of %g s each, %d s in all; ours/it: median of the rounds' "
              "ratios." % (s["rounds"], s["runtime_s"], s["seconds"]),
-             "Target pinned to core %d, load generator, fio and memcpy to core %d." %
+             "Target, fio and memcpy pinned to core %d, load generator to core %d." %
              (s["target_core"], s["client_core"]),
              "busy: share of a core that the target worked while the load ran; IOPS/core: IOPS "
              "over busy."]
@@ -143,6 +154,7 @@ def notes(data):
                      "target's and back." % (statistics.median(s["line_round_trip_ns"]),
                                              min(s["line_round_trip_ns"]),
                                              max(s["line_round_trip_ns"])))
+    lines += still_lines(s)
     if s["loud"]:
         lines.append("In %d of %d samples others used more than %.0f %% of a core, also when "
                      "measured again." % (s["loud"], s["samples"], s["quiet"] * 100))
@@ -150,6 +162,19 @@ def notes(data):
         lines.append("In none of %d samples did others use more than %.0f %% of a core." %
                      (s["samples"], s["quiet"] * 100))
     return lines + ["Note: %s." % n for n in s["notes"]]
+
+
+def still_lines(setup):
+    """Whether the cores were there while both were busy."""
+    beside, idle = setup.get("still"), setup.get("still_idle")
+    if not beside or not idle:
+        return []
+    return ["Two loops, a core each and no I/O, stood still for %.1f %% of the time; with fio on the disk "
+            "beside them %.1f %% (%.1f-%.1f), up to %.0f ms on end." %
+            (100 * statistics.median(g["lost"] for g in idle),
+             100 * statistics.median(g["lost"] for g in beside),
+             100 * min(g["lost"] for g in beside), 100 * max(g["lost"] for g in beside),
+             max(g["longest_ms"] for g in beside))]
 
 
 def duo_explained(data):
