@@ -19,7 +19,8 @@ ssize_t fdpass_send(int sock, const struct iovec *iov, unsigned int iovcnt, cons
 
 /*
  * Bytes received, 0 at the end, -errno. In either case *count fds, close-on-exec and the
- * caller's to close, are in fds[max]; -EMFILE: the peer sent more, and those are closed.
+ * caller's to close, are in fds[max]. -EMFILE: there were more, or our table of files is
+ * full, and the rest is closed.
  */
 ssize_t fdpass_recv(int sock, void *buf, size_t len, int *fds, unsigned int *count,
 		    unsigned int max, int flags);

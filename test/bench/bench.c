@@ -461,8 +461,8 @@ static int set_mode(struct bench *b, const char *mode)
 
 enum { O_SOCKET = 1, O_QD, O_BS, O_QUEUES, O_RW, O_RUNTIME, O_IOS, O_SIZE, O_CPU, O_MEM,
        O_INDIRECT, O_EVENT, O_VERIFY, O_PREFILL, O_LIBBLKIO, O_SEED, O_JSON, O_MEMCPY, O_WAIT,
-       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_GAPS, O_PREFETCH, O_HISTOGRAM, O_PING,
-       O_BESIDE, O_HELP };
+       O_PACKED, O_NO_INFLIGHT, O_READ_PCT, O_REWRITE, O_CALLS, O_GAPS, O_PREFETCH, O_HISTOGRAM,
+       O_PING, O_BESIDE, O_HELP };
 
 static const struct option long_options[] = {
 	{ "socket", 1, NULL, O_SOCKET }, { "qd", 1, NULL, O_QD }, { "bs", 1, NULL, O_BS },
@@ -532,14 +532,14 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 {
 	int opt;
 
-	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1, .ping_cpu = -1,
-			     .calls = 1, .read_pct = UINT32_MAX, .random = true, .max_ios = UINT64_MAX };
+	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1,
+			     .ping_cpu = -1, .calls = 1, .read_pct = UINT32_MAX, .random = true, .max_ios = UINT64_MAX };
 	while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1)
 		set_option(b, opt, optarg, memcpy_only);
 	if (b->read_pct != UINT32_MAX)
 		b->write_pct = 100 - b->read_pct;
-	if ((!b->socket && !*memcpy_only && !b->gaps && b->ping_cpu < 0) || optind != argc || b->qd == 0 || b->qd > 32768 ||
-	    b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
+	if ((!b->socket && !*memcpy_only && !b->gaps && b->ping_cpu < 0) || optind != argc ||
+	    b->qd == 0 || b->qd > 32768 || b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
 	    b->write_pct > 100 || b->calls == 0) {
 		fputs(usage, stderr);
 		exit(2);

@@ -27,6 +27,8 @@ void watch_gaps(const struct bench *b)
 		}
 		last = now;
 	}
+	if (last == start)
+		last++;
 	printf("{\"seconds\": %.3f, \"lost\": %.4f, \"gaps\": %llu, \"longest_ms\": %.2f}\n",
 	       (double)(last - start) / 1e9, (double)lost / (double)(last - start),
 	       (unsigned long long)count, (double)longest / 1e6);

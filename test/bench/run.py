@@ -386,17 +386,17 @@ def idly():
 def fio_beside_loops(o, case, disk, still):
     """What is left of the disk when both cores are always busy, as a polling target and a polling
     client keep them: a loop on the one, on fio's another that runs while fio sleeps."""
-    loops = [subprocess.Popen(loop_argv(o, o.client_cpu, 60), stdout=subprocess.PIPE),
-             subprocess.Popen(loop_argv(o, o.target_cpu, 60), stdout=subprocess.DEVNULL,
-                              preexec_fn=idly)]
-    try:
-        return fio(o, case, disk)
-    finally:
-        for loop in loops:
+    seconds = o.runtime + 60
+    with subprocess.Popen(loop_argv(o, o.client_cpu, seconds), stdout=subprocess.PIPE) as loop, \
+         subprocess.Popen(loop_argv(o, o.target_cpu, seconds), stdout=subprocess.DEVNULL,
+                          preexec_fn=idly) as idle:
+        try:
+            result = fio(o, case, disk)
+        finally:
             loop.send_signal(signal.SIGINT)
-            loop.wait()
-        with loops[0].stdout as out:
-            still.append(json.loads(out.read()))
+            idle.send_signal(signal.SIGINT)
+        still.append(json.loads(loop.stdout.read()))
+    return result
 
 
 def fio(o, case, disk):
@@ -444,7 +444,8 @@ class CachedFile:
     """A file whose reads never reach a disk, on an ext4 of its own with data=journal: that takes
     O_DIRECT and reads through the page cache all the same."""
 
-    def __init__(self, o, tmp, mib=256):
+    def __init__(self, o, tmp):
+        mib = min(o.file_mib, 256)
         if os.geteuid() != 0:
             raise Missing("only root may mount its file system")
         os.makedirs(o.dir, exist_ok=True)
@@ -462,6 +463,7 @@ class CachedFile:
                     f.write(os.urandom(4 * MIB))
             self.run("umount", self.mount)
             self.run("mount", "-o", "loop,data=journal", self.image, self.mount)
+            os.unlink(self.image)       # gone with the mount
             with open(self.path, "rb") as f:
                 while f.read(4 * MIB):
                     pass
@@ -477,9 +479,11 @@ class CachedFile:
             raise Missing("%s: %s" % (argv[0], p.stdout.decode(errors="replace").strip()))
 
     def end(self):
+        # A ring that had the file registered may take a moment to let go of it.
         if os.path.ismount(self.mount):
-            self.run("umount", self.mount)
-        os.unlink(self.image)
+            self.run("umount", "--lazy", self.mount)
+        if os.path.exists(self.image):
+            os.unlink(self.image)
 
 
 class Stage:
@@ -582,7 +586,7 @@ class Stage:
                 self.trips.append(run_json([o.bench, "--cpu", str(o.client_cpu), "--ping",
                                             str(o.target_cpu)], 30)["round_trip_ns"])
                 if self.files and not o.no_fio:
-                    self.still_idle.append(two_loops(o))
+                    attempt("two loops", lambda: self.still_idle.append(two_loops(o)))
             for case in cases:
                 players = self.players(case)
                 for who, measure in players[n % len(players):] + players[:n % len(players)] \

@@ -31,7 +31,7 @@ static const char usage[] =
 	"  --histogram     the same with all latencies: [us, count] of each bucket\n"
 	"  --memcpy        no target: plain copies in memory, the limit of a RAM disk\n"
 	"  --prefetch      with --memcpy: the next block is asked for during a copy\n"
-	"  --gaps          no target: a loop for --runtime, and for how much of it that did not run\n"
+	"  --gaps          no target: a loop for --runtime, and how much of that it did not run\n"
 	"  --ping N        no target: a cache line's journey from --cpu to CPU N and back\n";
 
 #endif

@@ -650,7 +650,8 @@ class Takeover(TakeoverCase, Case):
         done = fe.q[0].wait_all(LEFT, WAIT)
         self.assertEqual(sorted((d.cookie, d.status) for d in done),
                          [(i, F.S_OK) for i in range(LEFT)])
-        time.sleep(0.1)
+        # Longer than the disk would need for it.
+        time.sleep(0.6)
         self.assertEqual(fe.q[0].poll(), [])
         fe.q[0].enable()
         self.assertEqual([(d.cookie, d.status) for d in fe.q[0].wait_all(1, WAIT)], [(9, F.S_OK)])

@@ -5,6 +5,7 @@ qemu-storage-daemon; a block that differs is found; JSON and picture can be read
 asked for."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -179,9 +180,17 @@ class Report(BenchCase):
         data, out, paths = self.measure('randread 4k QD1')
         cases = {c['name']: c for c in data['cases']}
         self.assertIn('memcpy', cases['malloc randread 4k QD1']['ours_over'])
-        for who in ('qsd', 'fio'):
-            if data['machine']['qemu' if who == 'qsd' else 'fio'] and 'skip:' not in out:
+        disk = 'skip: the disk file' not in out
+        if disk and data['machine']['qemu'] and 'skip: the peer' not in out:
+            self.assertIn('qsd', cases['file randread 4k QD1']['ours_over'])
+        if disk and data['machine']['fio']:
+            for who in ('fio', 'fio busy'):
                 self.assertIn(who, cases['file randread 4k QD1']['ours_over'])
+            self.assertIn('fio', cases['file randread 4k QD1 sleeping']['ours_over'])
+            self.assertEqual(len(data['setup']['still']), 2)    # QD1 and QD128 match
+            self.assertIn('stood still for', out)
+        if os.geteuid() == 0 and shutil.which('mkfs.ext4'):
+            self.assertIn('ours', cases['cached randread 4k QD1']['who'])
         self.check_svg(paths['svg'], ['memcpy', 'malloc'])
 
     def test_a_running_target(self):

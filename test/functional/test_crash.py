@@ -49,7 +49,7 @@ class Crash(VhostCase):
         load = Load(fe, self.mib, 32, self.rng)
         pauses, caught = [], 0
         # A target may be done with all of them before the signal is there: then once more.
-        while len(pauses) < rounds or (caught == 0 and len(pauses) < 10 * rounds):
+        while len(pauses) < rounds or (caught == 0 and len(pauses) < 5 * rounds):
             load.run(self.rng.uniform(0.02, 0.15))
             for q in fe.q:
                 load.submit(q)

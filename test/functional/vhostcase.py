@@ -16,7 +16,7 @@ import spindle  # noqa: E402
 
 MIB = 1 << 20
 SLOW = spindle.SLOW
-WAIT = 15.0 * SLOW      # for what should take no time at all; a busy disk flushes for seconds
+WAIT = 10.0 * SLOW      # for what should take no time at all; a busy disk flushes for seconds
 
 
 def pattern(length, seed=1):

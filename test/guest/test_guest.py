@@ -53,7 +53,7 @@ def file_sum(path):
 class GuestTest(spindle.TestCase):
     """One target and one guest per class: subclasses fill in prepare()."""
 
-    timeout = 150
+    timeout = 300
     mask = '0x1'
     smp = 2
     size = 512
@@ -214,7 +214,7 @@ class Polled(GuestTest):
             self.assertEqual(session['inflight_task_cnt'], 0, 'a stopped guest has I/O in flight')
             time.sleep(0.1)
             self.guest.qmp('cont')
-        self.guest.check_wait(ticket, 90 * SLOW)
+        self.guest.check_wait(ticket, 200 * SLOW)
 
 
 class Disks(GuestTest):
@@ -418,7 +418,7 @@ class Packed(GuestTest):
                    for disk in 'abcd']
         for props, ticket in zip(self.variants, tickets):
             with self.subTest(**props):
-                self.guest.check_wait(ticket, 90 * SLOW)
+                self.guest.check_wait(ticket, 200 * SLOW)
 
     def test_3_write_cache_and_discard(self):
         cache = '/sys/block/vda/cache_type'

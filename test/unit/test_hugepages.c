@@ -154,8 +154,8 @@ test_falls_back(void **state)
 
 	(void)state;
 	if (want > 4 * GIB || want + GIB > meminfo("MemAvailable") * 1024) {
-		print_message("skip: test_falls_back: there are %zu MiB of huge pages, too many to "
-			      "ask for more\n", want / MIB);
+		print_message("skip: test_falls_back: %zu MiB, which is more than all huge pages, "
+			      "is too much to ask for\n", want / MIB);
 		skip();
 	}
 	assert_int_equal(huge_alloc(want, -1, &area), 0);
