@@ -18,7 +18,6 @@
 #include <linux/virtio_config.h>
 #include <string.h>
 
-#define SEG_MAX 126		/* with header and status: the usual ring's 128 */
 #define HEADER_SIZE sizeof(struct virtio_blk_outhdr)
 #define BIT(n) (1ull << (n))
 
@@ -393,7 +392,7 @@ void blk_config(const struct vhost_controller *c, bool writeback, uint8_t config
 {
 	const struct bdev *bdev = c->desc.bdev;
 	struct virtio_blk_config cfg = {
-		.seg_max = SEG_MAX,
+		.seg_max = BLK_SEG_MAX,
 		.blk_size = 512,
 		.wce = writeback,
 		.num_queues = VHOST_VQS_MAX,

@@ -294,6 +294,14 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 		vvq_signal_error(vvq, params.reactor);
 		return;
 	}
+	/*
+	 * The configuration space promised more before we knew. Linux waits for room for such
+	 * a request for ever, and its own warning is easily missed.
+	 */
+	if (!params.ring.indirect && vvq->num < BLK_SEG_MAX + 2)
+		log_limited(LOG_WARNING, &c->limit, "%s: virtqueue %u has %u descriptors and no "
+			    "indirect ones: a request in more than %u pieces will never fit, and stall "
+			    "the guest's queue", s->name, vvq->index, vvq->num, vvq->num - 2);
 	vvq->dirty = vvq->handed = false;
 	if (vvq->vq->settle && vvq->vq->fl->again_count > 0)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until what "

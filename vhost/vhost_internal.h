@@ -34,6 +34,7 @@
 
 /* ------- the running virtqueue: vq.c, reqs.c and blk.c ------- */
 
+#define BLK_SEG_MAX 126	/* of a request; with header and status: the usual ring's 128 */
 #define BLK_INLINE_IOVS 8
 #define BLK_RANGES_MAX BLK_INLINE_IOVS	/* ranges in one DISCARD or WRITE_ZEROES */
 

@@ -88,6 +88,19 @@ class Enable(VhostCase):
             q.enable(True)
         check_statuses(self, q.wait_all(left, WAIT))
 
+    def test_rings_too_small_for_large_requests(self):
+        # What was promised in the configuration space never fits: the log says so.
+        t = self.target()
+        path = self.disk(t)
+        for opts, told in (({'queue_size': 128}, 0), ({'queue_size': 16, 'indirect': True}, 0),
+                           ({'queue_size': 16}, 1), ({'queue_size': 64}, 2)):
+            fe = self.connect(path, **opts)
+            self.check_io(fe)
+            self.assertEqual(t.log().count('will never fit'), told)
+            fe.destroy()
+        self.assertIn('16 descriptors and no indirect ones: a request in more than 14 pieces',
+                      t.log())
+
     def test_disabling_one_queue_leaves_the_others(self):
         t = self.target('0x3')
         fe = self.connect(self.disk(t), queues=4, style='qemu11')
