@@ -453,9 +453,11 @@ class Meanwhile(TakeoverCase):
         fe = self.connect(self.ctrlr(t, 'c1', slow), mem_size=2 * MIB)
         q = fe.q[0]
         gpa = fe.alloc(4096)
-        q.submit(F.T_OUT, 0, [(gpa, 4096)])
-        drive_for([load], 0.1)
         began = time.monotonic()
+        q.submit(F.T_OUT, 0, [(gpa, 4096)])
+        spindle.wait_until(lambda: self.sessions(t, 'c1')[0]['inflight_task_cnt'] == 1, 5,
+                           'the request to be in flight')
+        drive_for([load], 0.1)
         fe.close()
         t = self.take_over(t, loads=[load])
         self.assertGreater(time.monotonic() - began, 0.8)
