@@ -89,7 +89,7 @@ help:
 	@echo '  check-fuzz        replay of the fuzzing corpora'
 	@echo '  fuzz              fuzz for FUZZ_SECONDS (60) each, needs clang'
 	@echo '  bench             IOPS and latency beside fio and qemu-storage-daemon (5 minutes);'
-	@echo '                    also as $(BUILD)/bench.json and bench.svg. bench-quick: in less than half the time'
+	@echo '                    also as $(BUILD)/bench.json and bench.svg. bench-quick: rougher'
 	@echo '  fio               $(BUILD)/fio/vhost_user_blk.so, an I/O engine that lets fio drive the target'
 	@echo '  lint              layers, clang-tidy, cppcheck'
 	@echo '  format            clang-format on what differs'

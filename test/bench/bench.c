@@ -533,14 +533,15 @@ static void parse(struct bench *b, int argc, char **argv, bool *memcpy_only)
 	int opt;
 
 	*b = (struct bench){ .qd = 1, .bs = 4096, .queues = 1, .runtime_ms = 2000, .cpu = -1,
-			     .ping_cpu = -1, .calls = 1, .read_pct = UINT32_MAX, .random = true, .max_ios = UINT64_MAX };
+			     .ping_cpu = -1, .calls = 1, .read_pct = UINT32_MAX, .random = true,
+			     .max_ios = UINT64_MAX };
 	while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1)
 		set_option(b, opt, optarg, memcpy_only);
 	if (b->read_pct != UINT32_MAX)
 		b->write_pct = 100 - b->read_pct;
 	if ((!b->socket && !*memcpy_only && !b->gaps && b->ping_cpu < 0) || optind != argc ||
-	    b->qd == 0 || b->qd > 32768 || b->queues == 0 || b->queues > FE_MAX_QUEUES || b->bs == 0 || b->bs % 512 != 0 ||
-	    b->write_pct > 100 || b->calls == 0) {
+	    b->qd == 0 || b->qd > 32768 || b->queues == 0 || b->queues > FE_MAX_QUEUES ||
+	    b->bs == 0 || b->bs % 512 != 0 || b->write_pct > 100 || b->calls == 0) {
 		fputs(usage, stderr);
 		exit(2);
 	}

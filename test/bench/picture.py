@@ -8,8 +8,7 @@ from verdict import NAMES, bytes_of, is_large, kilo, machine_lines
 WIDTH, LEFT, RIGHT = 900, 195, 215
 BAR, GAP, GROUP = 16, 3, 12
 COLOURS = {"ours": "#1d6fb8", "qsd": "#e8963a", "fio": "#a3adb8", "fio busy": "#c9d0d8",
-           "memcpy": "#a3adb8",
-           "1 reactor": "#8fbbe0", "2 reactors": "#1d6fb8"}
+           "memcpy": "#a3adb8", "1 reactor": "#8fbbe0", "2 reactors": "#1d6fb8"}
 INK, FAINT, GROUND = "#1f2933", "#5f6c7b", "#ffffff"
 FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
 

@@ -422,14 +422,18 @@ def fio(o, case, disk):
             "lat_us": {**pct, "max": max(s["lat_ns"]["max"] for s in sides) / 1000}}
 
 
+def fill(f, mib):
+    chunk = os.urandom(4 * MIB)
+    for _ in range(mib // 4):
+        f.write(chunk)
+
+
 def make_disk(o):
     """A file on a real disk, written through, so that no read finds a hole."""
     os.makedirs(o.dir, exist_ok=True)
     fd, path = tempfile.mkstemp(prefix="bench-disk-", dir=o.dir)
     with os.fdopen(fd, "wb") as f:
-        chunk = os.urandom(4 * MIB)
-        for _ in range(o.file_mib // 4):
-            f.write(chunk)
+        fill(f, o.file_mib)
         f.flush()
         os.fsync(f.fileno())
     try:
@@ -459,8 +463,7 @@ class CachedFile:
             self.run("mkfs.ext4", "-q", "-F", self.image)
             self.run("mount", "-o", "loop", self.image, self.mount)
             with open(self.path, "wb") as f:
-                for _ in range(mib // 4):
-                    f.write(os.urandom(4 * MIB))
+                fill(f, mib)
             self.run("umount", self.mount)
             self.run("mount", "-o", "loop,data=journal", self.image, self.mount)
             os.unlink(self.image)       # gone with the mount

@@ -169,8 +169,8 @@ def still_lines(setup):
     beside, idle = setup.get("still"), setup.get("still_idle")
     if not beside or not idle:
         return []
-    return ["Of two loops, a core each and no I/O, one stood still for %.1f %% of the time; with fio "
-            "on the disk beside them the one on the other core for %.1f %% (%.1f-%.1f), up to %.0f "
+    return ["Of two loops, a core each and no I/O, one stood still for %.1f %% of the time; with "
+            "fio on the disk beside them the one on the other core for %.1f %% (%.1f-%.1f), up to %.0f "
             "ms at a stretch." %
             (100 * statistics.median(g["lost"] for g in idle),
              100 * statistics.median(g["lost"] for g in beside),
