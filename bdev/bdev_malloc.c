@@ -16,14 +16,12 @@
  * malloc_bdev belongs meanwhile.
  */
 #include "bdev/bdev_backend.h"
+#include "bdev/stream.h"
 
 #include "hugepages/hugepages.h"
 #include "reactor/log.h"
 #include "reactor/worker.h"
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,32 +71,6 @@ static void malloc_free(struct malloc_bdev *mb)
 
 /* ------- requests ------- */
 
-/* Past the caches, which would first have to read what is overwritten. 64 bytes a step. */
-static inline void stream_copy(char *to, const char *from, size_t len)
-{
-#ifdef __SSE2__
-	for (size_t i = 0; i < len; i += 64) {
-		__m128i v[4];
-
-		for (int k = 0; k < 4; k++)
-			v[k] = _mm_loadu_si128((const __m128i *)(const void *)(from + i) + k);
-		for (int k = 0; k < 4; k++)
-			_mm_stream_si128((__m128i *)(void *)(to + i) + k, v[k]);
-	}
-#else
-	memcpy(to, from, len);
-#endif
-}
-
-/* Such stores are not ordered with those that tell of the end. */
-static inline void stream_end(void)
-{
-#ifdef __SSE2__
-	_mm_sfence();
-#endif
-}
-
-/* To the disk: 256 MiB of random 4 KiB writes go 1.6 times as fast as by memcpy(). */
 static void malloc_write(const struct bdev_io *io, uint64_t at, char *to, uint64_t len)
 {
 	bool streamed = false;
@@ -114,7 +86,7 @@ static void malloc_write(const struct bdev_io *io, uint64_t at, char *to, uint64
 		from += at;
 		n = MIN(n - at, len);
 		at = 0;
-		if (n >= STREAM_MIN && (((uintptr_t)to | n) & 63) == 0) {
+		if (n >= STREAM_MIN && (((uintptr_t)to | n) & 63) == 0 && stream_pays()) {
 			stream_copy(to, from, n);
 			streamed = true;
 		} else {

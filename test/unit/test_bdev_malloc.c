@@ -6,6 +6,7 @@
 #include "harness.h"
 
 #include "bdev/bdev_backend.h"
+#include "bdev/stream.h"
 #include "hugepages/hugepages.h"
 
 #include <stdlib.h>
@@ -287,6 +288,25 @@ static void test_shares(void **state)
 	free(in);
 }
 
+/* Whether it pays on this CPU or not. */
+static void test_stream(void **state)
+{
+	char *out = harness_pages(8192), *in = harness_pages(8192), zeroes[64] = { 0 };
+
+	(void)state;
+	harness_fill(out, 8192, 1);
+	for (size_t skew = 0; skew < 64; skew += 7) {
+		memset(in, 0, 8192);
+		stream_copy(in + 64, out + skew, 4096);
+		stream_end();
+		assert_memory_equal(in + 64, out + skew, 4096);
+		assert_memory_equal(in, zeroes, 64);
+		assert_memory_equal(in + 64 + 4096, zeroes, 64);
+	}
+	free(out);
+	free(in);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -297,6 +317,7 @@ int main(void)
 		cmocka_unit_test(test_names),
 		cmocka_unit_test(test_out_of_memory),
 		cmocka_unit_test(test_shares),
+		cmocka_unit_test(test_stream),
 	};
 
 	return harness_main("bdev_malloc", tests, ARRAY_SIZE(tests), harness_setup,
