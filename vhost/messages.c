@@ -162,6 +162,7 @@ CONTROL_ONLY static void stop_rings(struct vhost_session *s)
 		s->vqs[i]->kicked = false;
 		s->vqs[i]->enabled = s->vqs[i]->disabled = false;
 		s->vqs[i]->failed = s->vqs[i]->broken = false;
+		s->vqs[i]->held = s->vqs[i]->waits = false;
 	}
 }
 

@@ -423,6 +423,18 @@ class Raised(Case):
         t, fe = self.draining(F.RESET_DEVICE, b'')
         self.lost(t, fe)
 
+    def test_reset_as_it_waits(self):
+        t, fe = self.draining()
+        fe.reconnect()
+        self.wait_counts(t, 1, 0)
+        fe.reset_device()
+        # Kicked, but not enabled: it may not run, not even to do what it owes before it stops.
+        fe.q[0].swap_kick()
+        fe.get_vring_base(0)
+        self.release(t)
+        self.assertEqual(len(inflight.region(fe).in_flight()), LEFT)
+        self.assertEqual(fe.q[0].poll(), [])
+
     def test_connection_lost_as_its_memory_changes(self):
         t, fe = self.start()
         r = fe.c.regions[0]
