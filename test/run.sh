@@ -134,6 +134,12 @@ join() {
 	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 }
 
+await() { # await LANE NAME: a build of that lane
+	until [ -e "build/logs/$2.rc" ] || ! kill -0 "${lanes[$1]}" 2>/dev/null; do
+		sleep 1
+	done
+}
+
 # Of a run that was broken off: each with what it runs just now.
 stop_lanes() {
 	local pid children
@@ -198,11 +204,12 @@ everything() {
 	lane others 19 make_others
 	suite guest
 	join ceph
+	await others address,undefined
+	BUILD=build SKIP="$twice test_postcopy test_rpc_params" \
+		sanitized address,undefined unit functional fuzz
 	join others
 	built clang
 	built without-rbd
-	BUILD=build SKIP="$twice test_postcopy test_rpc_params" \
-		sanitized address,undefined unit functional fuzz
 	BUILD=build SKIP="$twice $threads" sanitized thread unit functional fuzz
 }
 
