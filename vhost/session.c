@@ -319,6 +319,20 @@ bool sessions_ending(void)
 	return !list_empty(&ending);
 }
 
+/* Its vqs may still run in memory that the front end has taken back. */
+CONTROL_ONLY static bool session_uses(const struct vhost_session *s, const struct guest_mem *mem)
+{
+	if (guest_mem_shares_file(s->mem, mem))
+		return true;
+	for (unsigned int i = 0; i < s->vq_count; i++) {
+		const struct vq *vq = s->vqs[i] ? s->vqs[i]->vq : NULL;
+
+		if (vq && vq->mem != s->mem && guest_mem_shares_file(vq->mem, mem))
+			return true;
+	}
+	return false;
+}
+
 CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
 {
 	const struct vhost_session *other;
@@ -326,7 +340,7 @@ CONTROL_ONLY static bool memory_busy(const struct vhost_session *s)
 	list_for_each(other, &ending, ending) {
 		if (other == s)
 			continue;
-		if (guest_mem_shares_file(other->mem, s->mem) ||
+		if (session_uses(other, s->mem) ||
 		    guest_mem_shares_file(other->inflight_mem, s->inflight_mem))
 			return true;
 	}

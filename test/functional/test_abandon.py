@@ -441,6 +441,15 @@ class Raised(Case):
         self.drain(t, fe, F.REM_MEM_REG, struct.pack('<5Q', 0, r.gpa, r.size, r.uva, 0))
         self.lost(t, fe)
 
+    def test_back_as_its_memory_changes(self):
+        t, fe = self.start(no_inflight=True)
+        r = fe.c.regions[0]
+        self.drain(t, fe, F.REM_MEM_REG, struct.pack('<5Q', 0, r.gpa, r.size, r.uva, 0))
+        fe.reconnect()
+        self.wait_counts(t, 1, 0)
+        self.release(t)
+        self.finish(fe)
+
     def test_connection_lost_as_the_last_ends(self):
         t = self.target('0x3')
         fe = self.guest(self.ctrlr(t, 'c0', self.delay(t, self.malloc(t), 1500),
