@@ -316,6 +316,8 @@ enum vring_fault blk_map(struct vq *vq, struct blk_req *req, const struct vring_
 		return fault;
 	if (unlikely(c->in == 0))
 		return VRING_NO_STATUS;
+	if (unlikely(vring_chain_too_long(c)))
+		return VRING_LOOP;
 	if (unlikely(vq->vring.fetch) && !is_present(vq, c))
 		return VRING_MISSING;
 	req->status = take_status(c);

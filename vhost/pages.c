@@ -40,22 +40,41 @@ bool page_run_present(const struct page_run *run)
 	return true;
 }
 
-static void want(struct page_fetch *f, struct mem_region *r, uint32_t page)
+/* False: enough for one fetch. */
+static bool want(struct page_fetch *f, struct mem_region *r, uint32_t page)
 {
+	if (f->tries++ >= PAGE_TRIES_MAX)
+		return false;
 	for (unsigned int i = 0; i < f->count; i++) {
 		struct page_run *run = &f->runs[i];
 
 		if (run->region != r || page < run->first)
 			continue;
 		if (page - run->first < run->count)
-			return;
+			return true;
 		if (page - run->first == run->count && run->count < PAGE_RUN_MAX) {
 			run->count++;
-			return;
+			return true;
 		}
 	}
-	if (f->count < PAGE_RUNS_MAX)
-		f->runs[f->count++] = (struct page_run){ r, page, 1 };
+	if (f->count == PAGE_RUNS_MAX)
+		return false;
+	f->runs[f->count++] = (struct page_run){ r, page, 1 };
+	return true;
+}
+
+/* The first missing page from `page` on, or some page beyond `last`. */
+static uint64_t next_missing(const struct mem_region *r, uint64_t page, uint64_t last)
+{
+	while (page <= last) {
+		uint64_t word = atomic_load_explicit(&r->present[page / 64], memory_order_acquire);
+		uint64_t missing = ~word >> page % 64;
+
+		if (missing)
+			return page + (unsigned int)__builtin_ctzll(missing);
+		page = (page | 63) + 1;
+	}
+	return page;
 }
 
 bool pages_present(const struct guest_mem *mem, const void *hva, uint64_t len,
@@ -65,22 +84,27 @@ bool pages_present(const struct guest_mem *mem, const void *hva, uint64_t len,
 
 	for (unsigned int i = 0; len > 0 && i < mem->count; i++) {
 		struct mem_region *r = mem->regions[i];
-		uint64_t offset = (uint64_t)((uintptr_t)hva - (uintptr_t)r->map), last;
+		uint64_t offset = (uint64_t)((uintptr_t)hva - (uintptr_t)r->map), last, page;
 
 		if (offset >= r->map_len)
 			continue;
 		if (!r->present)
 			return true;
 		last = (MIN(offset + len, (uint64_t)r->map_len) - 1) / r->page_size;
-		for (uint64_t page = offset / r->page_size; page <= last; page++) {
-			if (is_present(r, page))
-				continue;
+		page = next_missing(r, offset / r->page_size, last);
+		for (; page <= last; page = next_missing(r, page + 1, last)) {
 			all = false;
-			want(fetch, r, (uint32_t)page);
+			if (!want(fetch, r, (uint32_t)page))
+				break;
 		}
 		break;
 	}
 	return all;
+}
+
+static bool is_full(const struct page_fetch *f)
+{
+	return f->tries > PAGE_TRIES_MAX || f->count == PAGE_RUNS_MAX;
 }
 
 bool pages_present_gpa(const struct guest_mem *mem, uint64_t gpa, uint64_t len,
@@ -89,7 +113,7 @@ bool pages_present_gpa(const struct guest_mem *mem, uint64_t gpa, uint64_t len,
 	const struct mem_span *hint = &mem->spans[0];
 	bool all = true;
 
-	while (len > 0) {
+	while (len > 0 && (all || !is_full(fetch))) {
 		uint64_t n;
 		const void *hva = guest_mem_translate(mem, &hint, gpa, len, &n);
 
@@ -107,7 +131,7 @@ bool pages_present_iov(const struct guest_mem *mem, const struct iovec *iov, uns
 {
 	bool all = true;
 
-	for (unsigned int i = 0; i < count; i++)
+	for (unsigned int i = 0; i < count && (all || !is_full(fetch)); i++)
 		all &= pages_present(mem, iov[i].iov_base, iov[i].iov_len, fetch);
 	return all;
 }

@@ -20,6 +20,8 @@
 #define PAGE_RUNS_MAX 64
 /* One touches them after another: long runs are cut, for others to help. */
 #define PAGE_RUN_MAX 16
+/* Missing pages that a fetch looks at: a driver may name the same ones again and again. */
+#define PAGE_TRIES_MAX 4096
 
 /* Neighbours, by their place in the region's mapping. */
 struct page_run {
@@ -29,7 +31,7 @@ struct page_run {
 
 struct page_fetch {
 	struct page_run runs[PAGE_RUNS_MAX];
-	unsigned int count;
+	unsigned int count, tries;
 	/* Control's, while it has it. */
 	struct msg msg;
 	struct list node;
@@ -49,9 +51,14 @@ int pages_track(struct mem_region *region);
 void pages_arrived(struct mem_region *region, uint32_t first, uint32_t count);
 bool page_run_present(const struct page_run *run);
 
+static inline void page_fetch_clear(struct page_fetch *f)
+{
+	f->count = f->tries = 0;
+}
+
 /*
  * Whether all of these bytes are there. What is not is added to `fetch`, as far as it has
- * room. Bytes outside of the memory count as there: whoever translates them will see.
+ * room; nothing is looked at beyond that. Bytes outside of the memory count as there: whoever translates them will see.
  */
 bool pages_present(const struct guest_mem *mem, const void *hva, uint64_t len,
 		   struct page_fetch *fetch);

@@ -446,7 +446,7 @@ static void ring_fetched(struct page_fetch *f)
 	struct vhost_vq *vvq = f->owner;
 
 	control_assert();
-	f->count = 0;
+	page_fetch_clear(f);
 	guest_mem_put(f->mem);
 	f->mem = NULL;
 	if (!vvq->session->closing)

@@ -20,7 +20,7 @@ static void fetched_msg(struct msg *msg)
 	struct page_fetch *f = container_of(msg, struct page_fetch, msg);
 
 	reactor_assert();
-	f->count = 0;
+	page_fetch_clear(f);
 	vq_fetched(f->owner);
 }
 
@@ -75,7 +75,7 @@ REACTOR_ONLY static void look_ahead(const struct vq *vq)
 		enum vring_fault fault = peek.packed ? packed_map(&peek, &head, &c) :
 						       vring_map(&peek, head.id, &c);
 
-		if (fault == VRING_OK)
+		if (fault == VRING_OK && !vring_chain_too_long(&c))
 			pages_present_iov(peek.mem, iov, c.out + c.in, peek.fetch);
 		else if (fault != VRING_MISSING)
 			return;

@@ -36,7 +36,7 @@ enum vring_fault {
 	VRING_HEAD_RANGE,	/* head beyond the ring */
 	VRING_HEAD_BUSY,	/* head made available again before it was used */
 	VRING_NEXT_RANGE,	/* next beyond its table */
-	VRING_LOOP,		/* more descriptors than the table has, or than we take */
+	VRING_LOOP,		/* more descriptors than the table has, or than we take; too long */
 	VRING_INDIRECT,		/* table empty, of odd length, nested, chained or not negotiated */
 	VRING_ZERO_LENGTH,
 	VRING_ADDRESS,		/* outside the guest's memory, or wrapping */
@@ -168,6 +168,12 @@ struct vring_chain {
 	bool (*grow)(struct vring_chain *chain, unsigned int used);
 };
 enum vring_fault vring_map(struct vring *vr, uint16_t head, struct vring_chain *chain);
+
+/* "Drivers MUST NOT add a descriptor chain longer than 2^32 bytes in total" (2.7.5.2). */
+static inline bool vring_chain_too_long(const struct vring_chain *chain)
+{
+	return chain->out_bytes + chain->in_bytes > UINT64_C(1) << 32;
+}
 
 /* A request that has ended; count: packed. */
 struct used_entry {

@@ -369,6 +369,36 @@ class Huge(Split):
     count = 2
 
 
+class Enormous(Case):
+    """Gigabytes that are not there, named by one request: only its own guest waits."""
+    opts = {'mem_size': 2048 * MIB, 'indirect': True}
+
+    def test_neighbour(self):
+        other = self.connect(self.disk(self.t, 'c1', 'm1'))
+        for pieces in (3, 256):
+            with self.subTest(pieces=pieces):
+                fe = self.frontend()
+                self.arrive(fe)
+                table, header, status = fe.alloc(16 * (pieces + 2)), fe.alloc(16), fe.alloc(1)
+                fe.mem_write(header, struct.pack('<IIQ', F.T_IN, 0, 0))
+                data = (fe.c.regions[0].gpa, 1024 * MIB, True)
+                fe.q[0].submit_chain([(header, 16)] + [data] * pieces + [(status, 1, True)],
+                                     table_gpa=table, status_gpa=status, how=F.HOW_INDIRECT)
+                for _ in range(20):
+                    began = time.monotonic()
+                    other.read(0, 512, timeout=WAIT)
+                    # Those 256 took 13 s, and as many as a chain may have several minutes.
+                    self.assertLess(time.monotonic() - began, 3 * SLOW)
+                # More than 2^32 bytes are no request at all.
+                if pieces > 4:
+                    self.t.wait_log('has a loop or is too long')
+                fe.close()
+
+
+class EnormousPacked(Enormous):
+    packed = True
+
+
 class Takeover(TakeoverCase, Case):
     def test_waits(self):
         """A guest in postcopy cannot be handed over: the predecessor goes on."""

@@ -61,12 +61,12 @@ static void begin(void **state)
 	atomic_store(&g.first->present[0], 0);
 	atomic_store(&g.second->present[0], 0);
 	atomic_store(&g.second->present[1], 0);
-	g.fetch.count = 0;
+	page_fetch_clear(&g.fetch);
 }
 
 static bool present(uint64_t gpa, uint64_t len)
 {
-	g.fetch.count = 0;
+	page_fetch_clear(&g.fetch);
 	return pages_present_gpa(g.mem, gpa, len, &g.fetch);
 }
 
@@ -147,6 +147,26 @@ static void test_full(void **state)
 	assert_int_equal(g.fetch.count, 20 + 50 - PAGE_RUNS_MAX);
 }
 
+/* The same few pages named again and again cost no more than so many looks. */
+static void test_tries(void **state)
+{
+	const struct iovec same = { g.first->map, 40 * PAGE };
+	struct iovec iov[1000];
+
+	begin(state);
+	for (unsigned int i = 0; i < ARRAY_SIZE(iov); i++)
+		iov[i] = same;
+	page_fetch_clear(&g.fetch);
+	assert_false(pages_present_iov(g.mem, iov, ARRAY_SIZE(iov), &g.fetch));
+	assert_int_equal(g.fetch.count, 3);
+	assert_int_equal(g.fetch.tries, PAGE_TRIES_MAX + 1);
+	/* What is there has no part in that. */
+	pages_arrived(g.first, 0, 40);
+	page_fetch_clear(&g.fetch);
+	assert_true(pages_present_iov(g.mem, iov, ARRAY_SIZE(iov), &g.fetch));
+	assert_int_equal(g.fetch.tries, 0);
+}
+
 /* A pager that its front end has got hold of may say anything. */
 static void test_nonsense_arrives(void **state)
 {
@@ -175,6 +195,7 @@ int main(void)
 		cmocka_unit_test(test_across_regions),
 		cmocka_unit_test(test_runs),
 		cmocka_unit_test(test_full),
+		cmocka_unit_test(test_tries),
 		cmocka_unit_test(test_nonsense_arrives),
 		cmocka_unit_test(test_untracked),
 	};
