@@ -133,7 +133,7 @@ CONTROL_ONLY static void stop_listening(struct vhost_controller *c)
 
 CONTROL_ONLY static void controller_remove(struct vhost_controller *c)
 {
-	struct vhost_session *s, *tmp;
+	struct vhost_session *s;
 
 	stop_listening(c);
 	list_del(&c->node);
@@ -142,25 +142,18 @@ CONTROL_ONLY static void controller_remove(struct vhost_controller *c)
 		return;
 	}
 	c->deleting = true;
-	/* The last close may free c: look at the list no further then. */
-	list_for_each_safe(s, tmp, &c->sessions, node) {
-		bool last = &tmp->node == &c->sessions;
-
+	list_for_each(s, &c->sessions, node)
 		session_close(s);
-		if (last)
-			break;
-	}
 }
 
 void controllers_each_session(void (*fn)(struct vhost_session *s, void *arg), void *arg)
 {
-	struct vhost_controller *c, *next;
+	struct vhost_controller *c;
 
-	for (c = vhost_controller_next(NULL); c; c = next) {
-		struct vhost_session *s, *tmp;
+	for (c = vhost_controller_next(NULL); c; c = vhost_controller_next(c)) {
+		struct vhost_session *s;
 
-		next = vhost_controller_next(c);
-		list_for_each_safe(s, tmp, &c->sessions, node) {
+		list_for_each(s, &c->sessions, node) {
 			if (!s->closing)
 				fn(s, arg);
 		}
@@ -199,7 +192,7 @@ void controller_set_writeback(struct vhost_controller *c, bool writeback)
 static void bdev_event(struct bdev_desc *desc, enum bdev_event event)
 {
 	struct vhost_controller *c = container_of(desc, struct vhost_controller, desc);
-	struct vhost_session *s, *tmp;
+	struct vhost_session *s;
 
 	control_assert();
 	if (event == BDEV_EVENT_REMOVE) {
@@ -209,7 +202,7 @@ static void bdev_event(struct bdev_desc *desc, enum bdev_event event)
 				    c->name, desc->bdev->name);
 		c->bdev_gone = true;
 	}
-	list_for_each_safe(s, tmp, &c->sessions, node) {
+	list_for_each(s, &c->sessions, node) {
 		if (event != BDEV_EVENT_RESIZE && !s->closing)
 			session_reconcile(s);
 		if (event != BDEV_EVENT_READY)
@@ -465,7 +458,7 @@ int vhost_controller_attach(const char *name, const char *dev_name, char reason[
 {
 	struct vhost_controller *c = vhost_controller_find(name);
 	const struct bdev *bdev = bdev_find(dev_name);
-	struct vhost_session *s, *tmp;
+	struct vhost_session *s;
 	int rc;
 
 	if (!c) {
@@ -489,7 +482,7 @@ int vhost_controller_attach(const char *name, const char *dev_name, char reason[
 		return rc;
 	c->bdev_gone = false;
 	log_notice("%s: bdev %s is attached", c->name, dev_name);
-	list_for_each_safe(s, tmp, &c->sessions, node) {
+	list_for_each(s, &c->sessions, node) {
 		if (s->closing)
 			continue;
 		session_want_anew(s);
@@ -522,7 +515,7 @@ int vhost_controller_set_coalescing(const char *name, uint32_t delay_base_us,
 				    uint32_t iops_threshold, char reason[VHOST_REASON_MAX])
 {
 	struct vhost_controller *c = vhost_controller_find(name);
-	struct vhost_session *s, *tmp;
+	struct vhost_session *s;
 
 	if (!c) {
 		snprintf(reason, VHOST_REASON_MAX, "there is no controller '%.100s'", name);
@@ -539,7 +532,7 @@ int vhost_controller_set_coalescing(const char *name, uint32_t delay_base_us,
 	}
 	c->delay_base_us = delay_base_us;
 	c->iops_threshold = iops_threshold;
-	list_for_each_safe(s, tmp, &c->sessions, node) {
+	list_for_each(s, &c->sessions, node) {
 		if (!s->closing)
 			session_update_vqs(s);
 	}

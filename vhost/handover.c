@@ -243,7 +243,7 @@ static void go_on(struct vhost_session *s, void *arg)
 	s->resting = false;
 	session_reconcile(s);
 	/* One whose message is not through is resumed when it is. */
-	if (!s->settled)
+	if (!s->settled && !s->closing)
 		conn_resume(&s->conn);
 }
 

@@ -445,10 +445,12 @@ CONTROL_ONLY static bool session_is_settled(const struct vhost_session *s)
 	return !s->closing || !abandoned_of(s, NULL);
 }
 
-CONTROL_ONLY static void session_free(struct vhost_session *s)
+static void session_free(struct msg *msg)
 {
+	struct vhost_session *s = container_of(msg, struct vhost_session, over);
 	struct vhost_controller *c = s->controller;
 
+	control_assert();
 	for (unsigned int i = 0; i < s->vq_count; i++)
 		vvq_free(s->vqs[i]);
 	guest_mem_put(s->mem);
@@ -475,7 +477,11 @@ CONTROL_ONLY static void session_settle(struct vhost_session *s)
 			close_fd(&s->vqs[i]->old_fd);
 	}
 	if (s->closing) {
-		session_free(s);
+		/* Not under the feet of whoever has it, its controller or a list of them. */
+		if (!s->over.fn) {
+			s->over.fn = session_free;
+			control_post(&s->over);
+		}
 		return;
 	}
 	if (s->tell_config) {
@@ -558,11 +564,9 @@ void session_vq_abandoned(struct vhost_vq *vvq)
 void session_vq_stopped(struct vhost_vq *vvq)
 {
 	struct vhost_session *s = vvq->session;
-	struct vhost_controller *c = s->controller;
 
 	vq_free(vvq_take_vq(vvq));
-	/* Before the session looks on, which may be the end of both. */
-	controller_vq_gone(c);
+	controller_vq_gone(s->controller);
 	session_reconcile(s);
 }
 

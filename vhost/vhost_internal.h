@@ -345,6 +345,7 @@ struct vhost_session {
 	bool unfit;			/* handed over, but what it shares cannot be had */
 	bool alive;			/* handed over, and still connected at the end of that */
 	bool resting;			/* its rings may not run, since a successor is to have them */
+	struct msg over;		/* closed, and settled: to be freed */
 	struct control_timer retry;	/* while a vq waits */
 	struct guest_mem *mem;
 	struct guest_mem *log_mem;	/* one region: the dirty log */

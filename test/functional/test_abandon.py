@@ -5,6 +5,7 @@ storage does, nothing written afterwards, and what was left is done again after 
 import os
 import random
 import shutil
+import socket
 import subprocess
 import struct
 import time
@@ -582,6 +583,28 @@ class Processes(Case):
         self.wait_counts(a, 1, LEFT)
         self.release(a)
         self.finish(fe)
+
+
+    def test_ends_as_its_bdev_is_removed(self):
+        """Its last ring stops because of that, and the answer finds nobody any more."""
+        a, b = self.two()
+        fe = self.guest(self.stuck(a, 'f0'))
+        self.submit(fe)
+        self.wait_inflight(a, LEFT)
+        source = migrate.leave(fe)
+        migrate.go(fe, self.ctrlr(b, 'c0', 'f0', packed_ring=True))
+        self.wait_counts(b, 1, 0)
+        # What it owes is done before it stops; unless it makes no sense by then.
+        fe.send_raw(F.GET_VRING_BASE, bytes(8))
+        self.assertTrue(fe.quiet(0.1))
+        inflight.region(fe).set(version=7)
+        with socket.socket(fileno=os.dup(fe.fileno())) as s:
+            s.shutdown(socket.SHUT_RD)
+        b.rpc('bdev_uring_delete', name='f0')
+        self.wait_sessions(b, 0)
+        b.wait_log('makes no sense')
+        b.rpc('vhost_delete_controller', ctrlr='c0')
+        source.close()
 
 
 class ProcessesPacked(Processes):
