@@ -27,6 +27,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -131,24 +132,39 @@ CONTROL_ONLY static struct bus_slot *slot_take(void *start, size_t len)
 
 /* ------- regions ------- */
 
-static uint64_t fd_page_size(int fd)
+/*
+ * What answers our page faults is memory, a disk of this machine or a device, never another
+ * process or machine, which may keep a reactor waiting for ever. Nor is such a file system
+ * asked here: only files in memory have seals, and what is known without asking will do.
+ */
+static int look_at(int fd, struct statx *st, bool *in_memory)
+{
+	*in_memory = fcntl(fd, F_GET_SEALS) >= 0;
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, st) < 0)
+		return -errno;
+	if (S_ISREG(st->stx_mode) && !*in_memory && st->stx_dev_major == 0)
+		return -EREMOTE;
+	return 0;
+}
+
+static uint64_t fd_page_size(int fd, bool in_memory)
 {
 	struct statfs fs;
 
-	if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
+	if (in_memory && fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
 		return (uint64_t)fs.f_bsize;
 	return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static int check_extent(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset,
-			const struct stat *st)
+			const struct statx *st)
 {
 	if (size == 0 || gpa + size < gpa || uva + size < uva || offset + size < offset ||
 	    offset + size > INT64_MAX)
 		return -EINVAL;
-	if (S_ISREG(st->st_mode))
-		return offset + size <= (uint64_t)st->st_size ? 0 : -EINVAL;
-	return S_ISCHR(st->st_mode) ? 0 : -EINVAL;
+	if (S_ISREG(st->stx_mode))
+		return offset + size <= st->stx_size ? 0 : -EINVAL;
+	return S_ISCHR(st->stx_mode) ? 0 : -EINVAL;
 }
 
 int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, int fd,
@@ -156,13 +172,16 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 {
 	uint64_t page, start, len;
 	struct mem_region *region;
-	struct stat st;
-	int rc = fstat(fd, &st) < 0 ? -errno : check_extent(gpa, size, uva, offset, &st);
+	struct statx st;
+	bool in_memory;
+	int rc = look_at(fd, &st, &in_memory);
 
+	if (rc == 0)
+		rc = check_extent(gpa, size, uva, offset, &st);
 	if (rc < 0)
 		return rc;
 	/* Whole pages around it: the file's own page size, which may be 1 GiB. */
-	page = fd_page_size(fd);
+	page = fd_page_size(fd, in_memory);
 	start = offset & ~(page - 1);
 	len = (offset - start + size + page - 1) & ~(page - 1);
 	if (len < size)
@@ -193,8 +212,8 @@ int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, i
 	region->gpa = gpa;
 	region->size = size;
 	region->uva = uva;
-	region->dev = st.st_dev;
-	region->ino = st.st_ino;
+	region->dev = makedev(st.stx_dev_major, st.stx_dev_minor);
+	region->ino = st.stx_ino;
 	region->offset = offset;
 	region->hva = (uint8_t *)region->map + (offset - start);
 	*out = region;

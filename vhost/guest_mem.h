@@ -58,7 +58,8 @@ void guest_mem_fini(void) CONTROL_ONLY;
 
 /*
  * Map `size` bytes at `offset` of fd; fd stays the caller's. No page is touched.
- * -EINVAL: empty, overflowing, or beyond the end of the file; -errno of mmap.
+ * -EINVAL: empty, overflowing, or beyond the end of the file; -EREMOTE: a file whose pages
+ * another process or machine may have to bring; -errno of mmap.
  */
 int mem_region_map(uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, int fd,
 		   struct mem_region **out) CONTROL_ONLY;

@@ -234,6 +234,14 @@ CONTROL_ONLY static void set_config(struct vhost_session *s, struct vhost_msg *m
 
 /* ------- messages: memory ------- */
 
+/* Why mem_region_map() refused. */
+static const char *map_error(int rc, const char *einval)
+{
+	return rc == -EINVAL ? einval :
+		rc == -EREMOTE ? "its file is neither in memory nor on a disk of this machine" :
+		strerror(-rc);
+}
+
 /* Map regions[0..count) of a message; all or none. */
 CONTROL_ONLY static int map_regions(struct vhost_session *s, const struct vu_mem_region *from,
 				    unsigned int count, const struct vhost_msg *msg,
@@ -282,7 +290,7 @@ CONTROL_ONLY static void set_mem_table(struct vhost_session *s, struct vhost_msg
 	}
 	rc = map_regions(s, msg->table.regions, count, msg, regions);
 	if (rc < 0) {
-		refuse(s, rc == -EINVAL ? "a region lies outside its file" : strerror(-rc));
+		refuse(s, map_error(rc, "a region lies outside its file"));
 		return;
 	}
 	rc = guest_mem_create(regions, count, &mem);
@@ -328,7 +336,7 @@ CONTROL_ONLY static void add_mem_reg(struct vhost_session *s, struct vhost_msg *
 	rc = map_regions(s, &msg->slot.region, 1, msg, &region);
 
 	if (rc < 0) {
-		refuse(s, rc == -EINVAL ? "the region lies outside its file" : strerror(-rc));
+		refuse(s, map_error(rc, "the region lies outside its file"));
 		return;
 	}
 	rc = guest_mem_add(s->mem, region, &mem);
@@ -396,7 +404,7 @@ CONTROL_ONLY static void set_log_base(struct vhost_session *s, struct vhost_msg 
 	int rc = map_shared(msg->log.size, msg->log.offset, msg->fds[0], &mem);
 
 	if (rc < 0) {
-		refuse(s, rc == -EINVAL ? "the log lies outside its file" : strerror(-rc));
+		refuse(s, map_error(rc, "the log lies outside its file"));
 		return;
 	}
 	guest_mem_put(s->log_mem);
@@ -454,7 +462,7 @@ CONTROL_ONLY static void set_inflight_fd(struct vhost_session *s, struct vhost_m
 	}
 	rc = map_shared(in->size, in->offset, msg->fds[0], &mem);
 	if (rc < 0) {
-		refuse(s, rc == -EINVAL ? "the region lies outside its file" : strerror(-rc));
+		refuse(s, map_error(rc, "the region lies outside its file"));
 		return;
 	}
 	guest_mem_put(s->inflight_mem);

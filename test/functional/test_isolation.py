@@ -2,16 +2,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One guest's trouble is nobody else's: a front end that stands still, a disk that never answers,
 a slow one. The other disk's I/O and every RPC go on, and what is stuck can be taken away."""
+import ctypes as C
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 
-from vhostcase import F, HERE, SLOW, WAIT, VhostCase, spindle
+from vhostcase import F, HERE, MIB, SLOW, WAIT, VhostCase, spindle
 
 # Prompt means: not after a timeout of anybody's. The machine may be busy.
 PROMPT = 3.0 * SLOW
+
+MNT_DETACH = 2
 
 CHILD = '''
 import sys
@@ -103,6 +107,37 @@ class Isolation(VhostCase):
         also.send_raw(F.GET_FEATURES)       # and the answer stays unread
         self.check_others()
         self.promptly('vhost_delete_controller', ctrlr='bad')
+
+    def unanswered_file(self):
+        """The fd of a file whose file system, a process, never answers: not even how large it is."""
+        if os.geteuid() != 0 or not os.path.exists('/dev/fuse'):
+            raise spindle.unittest.SkipTest('needs root and /dev/fuse')
+        path = self.temp_dir() + '/file'
+        with open(path, 'wb'):
+            pass
+        server = os.open('/dev/fuse', os.O_RDWR)
+        options = b'fd=%d,rootmode=100666,user_id=0,group_id=0,allow_other' % server
+        libc = C.CDLL(None, use_errno=True)
+        if libc.mount(b'test', path.encode(), b'fuse', 0, options) < 0:
+            os.close(server)
+            raise spindle.unittest.SkipTest(f'mount: {os.strerror(C.get_errno())}')
+        # Backwards: whoever waits for an answer is let go before it is unmounted.
+        self.addCleanup(libc.umount2, path.encode(), MNT_DETACH)
+        self.addCleanup(os.close, server)
+        fd = os.open(path, os.O_PATH)
+        self.addCleanup(os.close, fd)
+        return fd
+
+    def test_memory_of_an_unanswered_file(self):
+        fd = self.unanswered_file()
+        fe = F.Frontend(timeout=WAIT)
+        self.addCleanup(fe.destroy)
+        fe.open(self.disk(self.t, 'bad', 'm0'))
+        fe.negotiate()
+        fe.send_raw(F.SET_MEM_TABLE, struct.pack('<2I4Q', 1, 0, 0, MIB, MIB, 0), fds=[fd])
+        self.check_others()
+        self.check_closed(fe)
+        self.t.wait_log('SET_MEM_TABLE: its file is neither in memory nor on a disk')
 
     def test_killed_front_end(self):
         for _ in range(3):
