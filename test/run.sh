@@ -205,8 +205,7 @@ everything() {
 	suite guest
 	join ceph
 	await others address,undefined
-	BUILD=build SKIP="$twice test_postcopy test_rpc_params" \
-		sanitized address,undefined unit functional fuzz
+	BUILD=build SKIP="$twice" sanitized address,undefined unit functional fuzz
 	join others
 	built clang
 	built without-rbd

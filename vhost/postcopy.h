@@ -8,7 +8,8 @@
  * front end hears the addresses of: a missing page that is touched there is fetched. Ours
  * is for I/O. There a missing page is neither waited for nor made up, but raises SIGBUS,
  * which ends the session (EFAULT in the kernel, which fails the request); so no guest and no
- * front end can stop a reactor. What queues and rings need they have fetched first: struct page_fetch.
+ * front end can stop a reactor. What queues and rings need they have fetched first: struct
+ * page_fetch.
  *
  * Owned by the control thread.
  */

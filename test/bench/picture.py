@@ -119,7 +119,8 @@ def duo_panel(svg, data):
     cases = [c for c in data["cases"] if "scaling" in c["ours_over"]]
     if not cases:
         return
-    title(svg, "two reactors on one disk, a queue each: what two whole cores would serve, one reactor = 1")
+    title(svg, "two reactors on one disk, a queue each: what two whole cores would serve, "
+          "one reactor = 1")
     scale = (WIDTH - LEFT - RIGHT) / max(2, max(c["ours_over"]["scaling"]["max"] for c in cases))
     for c in cases:
         x = c["ours_over"]["scaling"]

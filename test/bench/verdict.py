@@ -170,8 +170,8 @@ def still_lines(setup):
     if not beside or not idle:
         return []
     return ["Of two loops, a core each and no I/O, one stood still for %.1f %% of the time; with "
-            "fio on the disk beside them the one on the other core for %.1f %% (%.1f-%.1f), up to %.0f "
-            "ms at a stretch." %
+            "fio on the disk beside them the one on the other core for %.1f %% (%.1f-%.1f), up to "
+            "%.0f ms at a stretch." %
             (100 * statistics.median(g["lost"] for g in idle),
              100 * statistics.median(g["lost"] for g in beside),
              100 * min(g["lost"] for g in beside), 100 * max(g["lost"] for g in beside),
