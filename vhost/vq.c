@@ -393,8 +393,10 @@ bool vq_arm(struct poller *p)
 	vq->stray_kicks = 0;
 	if (vq->no_kick || !reactor_watch_works(vq->kick_watch) || vring_enable_kick(&vq->vring))
 		return true;
-	if (vq->inflight_now == 0 && vq->ended_count == 0)
+	if (vq->inflight_now == 0 && vq->ended_count == 0) {
 		vq_reqs_release(vq);
+		vq_free_iovs(vq);
+	}
 	return false;
 }
 
