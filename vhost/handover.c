@@ -378,7 +378,7 @@ static void put_positions(struct vhost_session *s, void *arg)
 
 		if (vvq) {
 			struct handover_position rec = { s->vid, i, vvq->base, vvq->broken,
-							 vvq->waits };
+							 vvq->waits, vvq->has_settled };
 
 			put(arg, HANDOVER_POSITION, &rec, sizeof(rec), NULL, 0);
 		}
@@ -568,7 +568,7 @@ CONTROL_ONLY static int take_position(struct handover_record *rec)
 	s->vqs[body->index]->base = body->base;
 	s->vqs[body->index]->broken = body->broken;
 	s->vqs[body->index]->waits = body->waits;
-	s->vqs[body->index]->handed = s->vqs[body->index]->kicked && !body->waits;
+	s->vqs[body->index]->handed = s->vqs[body->index]->kicked && body->has_settled;
 	return 0;
 }
 

@@ -72,6 +72,7 @@ struct handover_position {
 	uint32_t vid, index, base;
 	uint8_t broken;
 	uint8_t waits;		/* for the storage: its front end is to be told when it runs */
+	uint8_t has_settled;	/* it has run: nobody else's requests are under way */
 };
 
 /* After all positions: this session's connection still stands. */

@@ -25,9 +25,10 @@
 
 #define BIT(n) (1ull << (n))
 
-#define PROTOCOL_FEATURES (BIT(VU_F_MQ) | BIT(VU_F_LOG_SHMFD) | BIT(VU_F_REPLY_ACK) |      \
-	BIT(VU_F_BACKEND_REQ) | BIT(VU_F_INFLIGHT_SHMFD) | BIT(VU_F_CONFIG) | BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |           \
-	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS) |                                    \
+#define PROTOCOL_FEATURES (BIT(VU_F_MQ) | BIT(VU_F_LOG_SHMFD) | BIT(VU_F_REPLY_ACK) |              \
+	BIT(VU_F_BACKEND_REQ) | BIT(VU_F_INFLIGHT_SHMFD) | BIT(VU_F_CONFIG) |                      \
+	BIT(VU_F_BACKEND_SEND_FD) | BIT(VU_F_RESET_DEVICE) |                                       \
+	BIT(VU_F_CONFIGURE_MEM_SLOTS) | BIT(VU_F_STATUS) |                                         \
 	BIT(VU_F_GET_VRING_BASE_INFLIGHT) | BIT(VU_F_GET_VRING_BASE_SKIP_DRAIN))
 
 /* ------- answering ------- */
@@ -162,7 +163,7 @@ CONTROL_ONLY static void stop_rings(struct vhost_session *s)
 		s->vqs[i]->kicked = false;
 		s->vqs[i]->enabled = s->vqs[i]->disabled = false;
 		s->vqs[i]->failed = s->vqs[i]->broken = false;
-		s->vqs[i]->held = s->vqs[i]->waits = false;
+		s->vqs[i]->held = s->vqs[i]->waits = s->vqs[i]->refused = false;
 	}
 }
 
@@ -508,7 +509,7 @@ CONTROL_ONLY static void set_vring_addr(struct vhost_session *s, struct vhost_ms
 	vvq->desc_uva = msg->addr.desc;
 	vvq->avail_uva = msg->addr.avail;
 	vvq->used_uva = msg->addr.used;
-	vvq->has_addr = true;
+	vvq->has_addr = vvq->renewed = true;
 	vvq->failed = false;
 	vvq->generation++;
 }
@@ -629,7 +630,8 @@ CONTROL_ONLY static void set_vring_kick(struct vhost_session *s, struct vhost_ms
 		return;
 	replace_fd(vvq, &vvq->kick_fd, fd);
 	vvq->kicked = true;
-	vvq->failed = vvq->broken = false;
+	vvq->failed = vvq->broken = vvq->has_settled = false;
+	vvq->renewed = true;
 	vvq->generation++;
 }
 

@@ -134,7 +134,8 @@ static struct vq_update vvq_update(const struct vhost_vq *vvq)
 		.call_fd = vvq->call_fd,
 		.err_fd = vvq->err_fd,
 		.writethrough = vvq_writethrough(s),
-		.paused = vvq->disabled,
+		/* One that is to stop does what it owes, and begins nothing. */
+		.paused = vvq->disabled || vvq->finish,
 		.coalescing_us = s->controller->delay_base_us,
 		.coalescing_iops = s->controller->iops_threshold,
 	};
@@ -298,11 +299,14 @@ CONTROL_ONLY static void vvq_start(struct vhost_vq *vvq)
 	 * The configuration space promised more before we knew. Linux waits for room for such
 	 * a request for ever, and its own warning is easily missed.
 	 */
-	if (!params.ring.indirect && vvq->num < BLK_SEG_MAX + 2)
+	if (!params.ring.indirect && vvq->num < BLK_SEG_MAX + 2 && !s->told_small) {
+		s->told_small = true;
 		log_limited(LOG_WARNING, &c->limit, "%s: virtqueue %u has %u descriptors and no "
-			    "indirect ones: a request in more than %u pieces will never fit, and stall "
-			    "the guest's queue", s->name, vvq->index, vvq->num, vvq->num - 2);
-	vvq->dirty = vvq->handed = false;
+			    "indirect ones: a request in more than %u pieces will never fit, and may "
+			    "stall the guest's queue", s->name, vvq->index, vvq->num,
+			    vvq->num - MIN(vvq->num, 2u));
+	}
+	vvq->dirty = vvq->handed = vvq->renewed = false;
 	if (vvq->vq->settle && vvq->vq->fl->again_count > 0)
 		log_limited(LOG_NOTICE, &s->controller->limit, "%s: virtqueue %u waits until what "
 			    "others began on %s has ended", s->name, vvq->index, c->desc.bdev->name);
@@ -547,8 +551,8 @@ CONTROL_ONLY static struct vq *vvq_take_vq(struct vhost_vq *vvq)
 	struct vq *vq = vvq->vq;
 
 	vvq->base = vring_base(&vq->vring);
-	/* Unless its driver has set it up anew meanwhile. */
-	vvq->broken |= vq->broken && vq->generation == vvq->generation;
+	vvq->broken |= vq->broken && !vvq->renewed;
+	vvq->has_settled = !vq->settle;
 	controller_reactor_load(vq->reactor, -1);
 	vvq->vq = NULL;
 	vvq->stopping = false;

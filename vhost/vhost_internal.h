@@ -322,6 +322,8 @@ struct vhost_vq {
 	bool abandon;			/* asked to stop without waiting for requests */
 	bool finish;			/* to stop once it has run: it owes the guest requests */
 	bool handed;			/* a predecessor's that has settled its storage */
+	bool has_settled;		/* since its kick: its last vq had */
+	bool renewed;			/* by its driver, since its vq was made */
 	struct page_fetch *ring_fetch;	/* postcopy: its ring; NULL: never needed */
 };
 
@@ -342,6 +344,7 @@ struct vhost_session {
 	bool tell_config;		/* once its vqs have settled */
 	bool listed;			/* started was logged */
 	bool told_node;			/* that its memory is on another NUMA node */
+	bool told_small;		/* that large requests do not fit into a ring */
 	bool unfit;			/* handed over, but what it shares cannot be had */
 	bool alive;			/* handed over, and still connected at the end of that */
 	bool resting;			/* its rings may not run, since a successor is to have them */

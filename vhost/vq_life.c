@@ -226,7 +226,7 @@ REACTOR_ONLY static void vq_abandon(struct vq *vq)
 		vq_show_now(vq);
 	vq->detached = true;
 	let_go_of_fds(vq);
-	if (vq->inflight_now == 0 && !vq_writes_back(vq))
+	if (vq->inflight_now == 0 && !vq->flushed && !vq_writes_back(vq))
 		return;
 	vq->left_msg.fn = left_msg;
 	control_post(&vq->left_msg);

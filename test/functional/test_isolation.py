@@ -109,7 +109,7 @@ class Isolation(VhostCase):
         self.promptly('vhost_delete_controller', ctrlr='bad')
 
     def unanswered_file(self):
-        """The fd of a file whose file system, a process, never answers: not even how large it is."""
+        """The fd of a file whose file system, a process, never answers: not even its size."""
         if os.geteuid() != 0 or not os.path.exists('/dev/fuse'):
             raise spindle.unittest.SkipTest('needs root and /dev/fuse')
         path = self.temp_dir() + '/file'

@@ -93,7 +93,7 @@ class Enable(VhostCase):
         t = self.target()
         path = self.disk(t)
         for opts, told in (({'queue_size': 128}, 0), ({'queue_size': 16, 'indirect': True}, 0),
-                           ({'queue_size': 16}, 1), ({'queue_size': 64}, 2)):
+                           ({'queue_size': 16, 'queues': 2}, 1), ({'queue_size': 64}, 2)):
             fe = self.connect(path, **opts)
             self.check_io(fe)
             self.assertEqual(t.log().count('will never fit'), told)
