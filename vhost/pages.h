@@ -58,7 +58,8 @@ static inline void page_fetch_clear(struct page_fetch *f)
 
 /*
  * Whether all of these bytes are there. What is not is added to `fetch`, as far as it has
- * room; nothing is looked at beyond that. Bytes outside of the memory count as there: whoever translates them will see.
+ * room; nothing is looked at beyond that. Bytes outside of the memory count as there: whoever
+ * translates them will see.
  */
 bool pages_present(const struct guest_mem *mem, const void *hva, uint64_t len,
 		   struct page_fetch *fetch);
