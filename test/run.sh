@@ -204,12 +204,16 @@ everything() {
 	lane others 19 make_others
 	suite guest
 	join ceph
-	await others address,undefined
-	BUILD=build SKIP="$twice" sanitized address,undefined unit functional fuzz
+	await others thread
+	lane thread-units 0 sanitized thread unit fuzz
+	BUILD=build SKIP="$twice" sanitized address,undefined unit fuzz functional
+	join thread-units
 	join others
 	built clang
 	built without-rbd
-	BUILD=build SKIP="$twice $threads" sanitized thread unit functional fuzz
+	if [ "$(cat build/logs/thread.rc)" = 0 ]; then
+		BUILD=build/thread SKIP="$twice $threads" suite functional
+	fi
 }
 
 if [ $# -eq 0 ]; then
