@@ -531,16 +531,21 @@ class Processes(Case):
     def test_readers_lock_nobody_out(self):
         self.drains(readonly=True)
 
-    def test_the_other_waits_for_the_lock(self):
+    def moved(self, queues=1):
+        """A guest waits at b for what it left at a. -> a, b, it, its connection to a"""
         a, b = self.two()
-        fe = self.guest(self.stuck(a, 'f0'), queues=2)
-        self.submit(fe)
-        self.submit(fe, q=1, seed=1)
-        self.wait_inflight(a, 2 * LEFT)
+        fe = self.guest(self.stuck(a, 'f0'), queues=queues)
+        for q in range(queues):
+            self.submit(fe, q=q)
+        self.wait_inflight(a, queues * LEFT)
         source = migrate.leave(fe)
         migrate.go(fe, self.ctrlr(b, 'c0', 'f0', packed_ring=True))
+        self.wait_counts(b, queues, 0)
+        return a, b, fe, source
+
+    def test_the_other_waits_for_the_lock(self):
+        a, b, fe, source = self.moved(queues=2)
         b.wait_log('waits until no other process uses f0')
-        self.wait_counts(b, 2, 0)
         self.wait_counts(a, 0, 2 * LEFT)
         # The connection goes, the requests do not.
         source.close()
@@ -551,13 +556,7 @@ class Processes(Case):
         self.finish(fe, q=1)
 
     def test_the_source_is_killed(self):
-        a, b = self.two()
-        fe = self.guest(self.stuck(a, 'f0'))
-        self.submit(fe)
-        self.wait_inflight(a, LEFT)
-        source = migrate.leave(fe)
-        migrate.go(fe, self.ctrlr(b, 'c0', 'f0', packed_ring=True))
-        self.wait_counts(b, 1, 0)
+        a, _, fe, source = self.moved()
         a.kill()
         self.finish(fe)
         source.close()
@@ -584,16 +583,9 @@ class Processes(Case):
         self.release(a)
         self.finish(fe)
 
-
     def test_ends_as_its_bdev_is_removed(self):
         """Its last ring stops because of that, and the answer finds nobody any more."""
-        a, b = self.two()
-        fe = self.guest(self.stuck(a, 'f0'))
-        self.submit(fe)
-        self.wait_inflight(a, LEFT)
-        source = migrate.leave(fe)
-        migrate.go(fe, self.ctrlr(b, 'c0', 'f0', packed_ring=True))
-        self.wait_counts(b, 1, 0)
+        _, b, fe, source = self.moved()
         # What it owes is done before it stops; unless it makes no sense by then.
         fe.send_raw(F.GET_VRING_BASE, bytes(8))
         self.assertTrue(fe.quiet(0.1))
